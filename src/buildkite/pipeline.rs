@@ -1,6 +1,7 @@
 //! Buildkite's pipelines as types, and the bytes that an agent reads them from.
 
 use std::io;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -79,9 +80,9 @@ pub struct CommandStep {
     /// After how many minutes Buildkite stops it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_in_minutes: Option<u64>,
-    /// When it is run again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry: Option<Retry>,
+    /// When it is run again. A clone shares it: most steps of a pipeline have the same rules.
+    #[serde(default, with = "shared", skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Arc<Retry>>,
     /// The number of jobs that run in parallel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallelism: Option<u64>,
@@ -219,6 +220,28 @@ pub struct RetryRule {
     /// How often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+}
+
+/// A property that several steps share, in JSON.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &Option<Arc<T>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_deref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Arc<T>>, D::Error> {
+        let value = Option::deserialize(deserializer)?;
+        Ok(value.map(Arc::new))
+    }
 }
 
 /// `value` as JSON that the agent reads as well.

@@ -1,24 +1,13 @@
 //! Attribute paths: exact lists of names, and their written forms.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// The names from the value of a Nix expression to one of its attributes. A name may hold any character.
 ///
-/// In JSON it is the list of the names.
-#[derive(
-    Debug,
-    Clone,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    serde::Serialize,
-    serde::Deserialize,
-)]
-#[serde(transparent)]
-pub struct AttrPath(Vec<String>);
+/// In JSON it is the list of the names. A clone shares them: a recording has each path in several places.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttrPath(Arc<[String]>);
 
 /// What is wrong with a dotted attribute path: the end of a sentence that begins with the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +25,7 @@ impl AttrPath {
     /// The path that consists of exactly these names.
     #[must_use]
     pub fn new(names: Vec<String>) -> Self {
-        Self(names)
+        Self(names.into())
     }
 
     /// Parses `a.b."c d"`: names separated by dots, quoted as in the Nix language where necessary. The empty string is the root,
@@ -48,7 +37,7 @@ impl AttrPath {
         let mut names = Vec::new();
         let mut rest = dotted.chars().peekable();
         if rest.peek().is_none() {
-            return Ok(Self(names));
+            return Ok(Self::new(names));
         }
         loop {
             let mut name = String::new();
@@ -93,7 +82,7 @@ impl AttrPath {
             }
             names.push(name);
             if rest.next().is_none() {
-                return Ok(Self(names));
+                return Ok(Self::new(names));
             }
         }
     }
@@ -128,6 +117,18 @@ impl AttrPath {
 }
 
 /// As in the Nix language, but a number, which selects from a list, has no quotes: so `-A` takes it.
+impl serde::Serialize for AttrPath {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.names().serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for AttrPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Self::new)
+    }
+}
+
 impl fmt::Display for AttrPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, name) in self.0.iter().enumerate() {

@@ -3,12 +3,11 @@
 //! Each is evaluated by itself, after the target: an error in one concerns neither the target nor the others. What they become in
 //! the pipeline is known there.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
+use super::KnownOutputs;
 use crate::keys::Keys;
-use crate::nix::{AttrPath, DrvPath, StorePath};
+use crate::nix::{AttrPath, DrvPath};
 
 /// A step that follows a target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,7 +96,7 @@ pub struct Follower {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunTarget {
     /// Its outputs; none where their paths are not known before they are built.
-    pub outputs: BTreeMap<String, StorePath>,
+    pub outputs: KnownOutputs,
     /// The system it is built on, and runs on.
     pub system: String,
     /// `requiredSystemFeatures`.

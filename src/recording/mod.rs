@@ -11,6 +11,7 @@ mod errors;
 pub mod evaluate;
 pub mod following;
 mod keep;
+mod known_outputs;
 mod notices;
 mod own_pin;
 mod part_times;
@@ -25,7 +26,6 @@ mod stopped;
 mod targets;
 pub(crate) mod upload;
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -36,11 +36,12 @@ use crate::evaluation_keys::Checkout;
 use crate::host::Host;
 use crate::keys::Keys;
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, StorePath};
+use crate::nix::{AttrPath, DrvPath};
 
 pub use evaluate::{EvaluationResult, Walk};
 use following::{Follower, FollowerMeta};
 pub use keep::prune::prune;
+pub use known_outputs::KnownOutputs;
 pub use own_pin::{PinOrder, PinRequest, pin_drvs, read_drvs};
 pub use perform::perform;
 pub use request::{
@@ -112,7 +113,7 @@ pub struct Target {
     /// Its `.drv`.
     pub drv: DrvPath,
     /// Its outputs; none where their paths are not known before they are built (floating content-addressed).
-    pub outputs: BTreeMap<String, StorePath>,
+    pub outputs: KnownOutputs,
     /// The system it is built on.
     pub system: String,
     /// `requiredSystemFeatures`.

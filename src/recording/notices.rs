@@ -232,16 +232,13 @@ mod tests {
 
     #[test]
     fn steps_that_are_commands_and_have_plugins_are_counted_in_a_warning() {
-        use crate::buildkite::pipeline::{CommandStep, Plugin};
+        use crate::buildkite::pipeline::Plugin;
         use crate::recording::pipeline::placed_step::PlacedStep;
         use crate::recording::pipeline::steps::StepKeys;
         let steps = |count: usize| {
             let with_plugin = |i: usize| {
                 let mut planned = PlacedStep::numbered(i, None);
-                planned.step = CommandStep {
-                    plugins: vec![Plugin::Reference("docker#v5".into())],
-                    ..planned.step
-                };
+                planned.step.plugins = vec![Plugin::Reference("docker#v5".into())];
                 if i > 0 {
                     planned
                         .step

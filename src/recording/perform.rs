@@ -147,6 +147,8 @@ pub fn perform(
         log.say(report.sentence(None));
     }
     let Some(build) = build else {
+        // The pipeline may be large, and nothing else is needed any more.
+        drop((pinned, needs));
         return printed_pipeline(failed, &pipeline, excess.as_ref(), log).map(Some);
     };
     let document = document(&pinned, &pipeline, &report, &at_root, times)?;

@@ -105,9 +105,8 @@ impl RecordingReport<'_> {
 mod tests {
     use super::*;
     use crate::nix::DrvPath;
-    use crate::recording::Meta;
     use crate::recording::pipeline::limits::JOBS_PER_BUILD;
-    use std::collections::BTreeMap;
+    use crate::recording::{KnownOutputs, Meta};
 
     #[test]
     fn a_target_that_has_an_error_step_is_not_one_to_build() {
@@ -118,7 +117,7 @@ mod tests {
             also: Vec::new(),
             name: name.into(),
             drv: DrvPath::parse(&drv).unwrap(),
-            outputs: BTreeMap::new(),
+            outputs: KnownOutputs::default(),
             system: "x86_64-linux".into(),
             features: Vec::new(),
             followers: Vec::new(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::following::{Follower, RunTarget};
 use super::pipeline::edges::{BadGraph, Edges};
-use super::{EvaluationResult, FoundTarget, Meta, Target, same_drv};
+use super::{EvaluationResult, FoundTarget, KnownOutputs, Meta, Target, same_drv};
 use crate::exit::{Class, Failure};
 use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, inputs_on_disk};
 
@@ -31,7 +31,7 @@ pub(super) type DrvInputs = HashMap<DrvPath, Vec<DrvPath>>;
 /// A `.drv` cannot be read (75).
 pub(super) fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvInputs), Failure> {
     let mut known: HashMap<&DrvPath, usize> = HashMap::new();
-    let mut targets: Vec<Target> = Vec::new();
+    let mut targets: Vec<Target> = Vec::with_capacity(evaluated.targets.len());
     let mut inputs = DrvInputs::new();
     for found in &evaluated.targets {
         if let Some(at) = known.get(&found.drv) {
@@ -84,7 +84,7 @@ pub(super) fn edges_between<'t>(
 
 /// The outputs of a derivation, where all of their paths are known. A step that knows only some of the outputs could not know
 /// whether it is done.
-fn known_outputs(outputs: BTreeMap<String, Option<StorePath>>) -> BTreeMap<String, StorePath> {
+fn known_outputs(outputs: BTreeMap<String, Option<StorePath>>) -> KnownOutputs {
     let outputs = outputs.into_iter();
     let known: Option<_> = outputs.map(|(name, path)| Some((name, path?))).collect();
     known.unwrap_or_default()

@@ -189,7 +189,7 @@ fn add_lost(answer: &mut DryRun, targets: &[&Target], log: &Log) {
         if reason(target, answer).is_none() {
             continue;
         }
-        let outputs = target.outputs.values();
+        let outputs = target.outputs.paths();
         let before = lost.len();
         lost.extend(
             outputs
@@ -215,7 +215,7 @@ fn number_is(count: usize) -> String {
 
 /// Why a target needs no step.
 fn reason(target: &Target, answer: &DryRun) -> Option<&'static str> {
-    let outputs = || target.outputs.values();
+    let outputs = || target.outputs.paths();
     if target.outputs.is_empty() || outputs().any(|path| answer.missing.contains(path)) {
         return None;
     }
@@ -224,7 +224,7 @@ fn reason(target: &Target, answer: &DryRun) -> Option<&'static str> {
 }
 
 fn outputs_of<'t>(targets: &[&'t Target]) -> Vec<&'t StorePath> {
-    let outputs = targets.iter().map(|target| target.outputs.values());
+    let outputs = targets.iter().map(|target| target.outputs.paths());
     outputs.flatten().collect()
 }
 

@@ -14,7 +14,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::secret_values::RedactedKeys;
 use crate::keys::{Keys, refuse};
 use crate::nix::{AttrPath, DrvPath, StorePath};
-use crate::recording::{AttrError, Meta, Target};
+use crate::recording::{AttrError, KnownOutputs, Meta, Target};
 use crate::secrets::redacted;
 
 /// The version of the format.
@@ -60,7 +60,7 @@ pub(in crate::recording) struct TargetEntry<'a> {
     /// Its `.drv`.
     pub(in crate::recording) drv: &'a DrvPath,
     /// Its outputs, as far as their paths are known.
-    pub(in crate::recording) outputs: &'a BTreeMap<String, StorePath>,
+    pub(in crate::recording) outputs: &'a KnownOutputs,
     /// The system it is built on.
     pub(in crate::recording) system: &'a str,
     /// `requiredSystemFeatures`.
@@ -373,7 +373,7 @@ mod tests {
             also: vec![path(&["d"])],
             name: "a".into(),
             drv: DrvPath::parse(drv).unwrap(),
-            outputs: BTreeMap::from([(
+            outputs: KnownOutputs::from_iter([(
                 "out".into(),
                 StorePath::parse(&drv[..drv.len() - 4]).unwrap(),
             )]),

@@ -11,8 +11,8 @@ use crate::buildkite::schema::Schema;
 use crate::keys::Keys;
 use crate::nix::{Argument, AttrPath, DrvPath, Evaluation, Source, StorePath};
 use crate::recording::{
-    Emit, Evaluator, KeyStyle, Meta, OnError, Phases, RecordingRequest, Recurse, SkipStyle,
-    SkipWhich, Target,
+    Emit, Evaluator, KeyStyle, KnownOutputs, Meta, OnError, Phases, RecordingRequest, Recurse,
+    SkipStyle, SkipWhich, Target,
 };
 
 /// Made once: in a debug build that takes longer than many tests.
@@ -35,7 +35,7 @@ pub(in crate::recording) fn target(i: usize, names: &[&str]) -> Target {
         also: Vec::new(),
         name: "x".into(),
         drv: drv(i),
-        outputs: BTreeMap::from([(
+        outputs: KnownOutputs::from_iter([(
             "out".into(),
             StorePath::parse(&format!("/nix/store/{i:032}-x")).unwrap(),
         )]),

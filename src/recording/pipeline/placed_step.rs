@@ -10,8 +10,8 @@ use crate::exit::{Class, Classify as _, Failure};
 /// A step, and its place.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::recording) struct PlacedStep {
-    /// The step.
-    pub(in crate::recording) step: CommandStep,
+    /// The step. It has hundreds of bytes, and is moved from list to list.
+    pub(in crate::recording) step: Box<CommandStep>,
     /// The name of its group, if it is in one.
     pub(in crate::recording) group: Option<String>,
     /// The question before it, which stands in its group.
@@ -22,9 +22,12 @@ pub(in crate::recording) struct PlacedStep {
 
 impl PlacedStep {
     /// A step in this group that builds.
-    pub(in crate::recording) fn new(step: CommandStep, group: Option<String>) -> Self {
+    pub(in crate::recording) fn new(
+        step: impl Into<Box<CommandStep>>,
+        group: Option<String>,
+    ) -> Self {
         Self {
-            step,
+            step: step.into(),
             group,
             confirm: None,
             skipped: false,

@@ -18,16 +18,16 @@ use crate::buildkite::pipeline::{Automatic, CommandStep, Plugin, Retry, StepComm
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
-use crate::nix::{AttrPath, DrvPath, StorePath};
+use crate::nix::{AttrPath, DrvPath};
 use crate::recording::pipeline::limits::VARIABLE_AT_MOST;
-use crate::recording::{Emit, RecordingRequest, Target};
+use crate::recording::{Emit, KnownOutputs, RecordingRequest, Target};
 
 /// The command of a step that does not use our plugin.
 pub(super) const STEP: &str = "eval-once step";
 
 /// A target's step, still without its dependencies on other targets.
 pub(super) struct UnlinkedStep {
-    pub(super) step: CommandStep,
+    pub(super) step: Box<CommandStep>,
     /// Why its target needs no build, if it needs none.
     pub(super) skip: Option<String>,
     /// Its record, where its target can be built by a step for several: nothing but the record tells its step from others of its
@@ -137,7 +137,7 @@ impl<'a> StepMaker<'a> {
     pub(super) fn with_targets(
         mut self,
         records: &Records<'_>,
-        keys: &StepKeys,
+        keys: StepKeys,
     ) -> Result<Self, Failure> {
         let wished = self.step.get("depends_on").map_or_else(Vec::new, wished);
         let is_own = |key: &&str| keys.has(key, self.request.phases);
@@ -146,14 +146,14 @@ impl<'a> StepMaker<'a> {
                 "in the key `step`, `depends_on` names {key}, a step of this recording, which would wait for itself"
             )));
         }
-        self.keys.clone_from(keys);
         self.common_agents = most_common_system(records.targets)
             .and_then(|system| self.agents.get(system))
             .cloned();
         self.callable.clone_from(records.callable);
         if self.request.meta {
-            self.circles = circles(records, keys);
+            self.circles = circles(records, &keys);
         }
+        self.keys = keys;
         Ok(self)
     }
 
@@ -223,7 +223,7 @@ impl<'a> StepMaker<'a> {
         let mut step = CommandStep {
             label,
             key,
-            retry: Some(our_retry()),
+            retry: Some(our_retry().into()),
             ..CommandStep::default()
         };
         match &self.request.emit {
@@ -245,14 +245,14 @@ impl<'a> StepMaker<'a> {
 }
 
 /// Adds a `.drv` and its outputs, as far as their paths are known.
-pub(super) fn add_outputs(record: &mut Keys, drv: &DrvPath, outputs: &BTreeMap<String, StorePath>) {
+pub(super) fn add_outputs(record: &mut Keys, drv: &DrvPath, outputs: &KnownOutputs) {
     record.insert("drv".into(), drv.as_store_path().as_str().into());
     if !outputs.is_empty() {
         let outputs = outputs.iter();
         record.insert(
             "outputs".into(),
             outputs
-                .map(|(name, path)| (name.clone(), path.as_str().into()))
+                .map(|(name, path)| (name.to_owned(), path.as_str().into()))
                 .collect::<Keys>()
                 .into(),
         );

@@ -162,11 +162,11 @@ pub(in crate::recording) fn steps(
 ) -> Result<PlannedPipeline, Failure> {
     let keys = StepKeys::new(records.targets, records.errors, request);
     let maker = StepMaker::new(request, schema)?;
-    let maker = maker.with_targets(records, &keys)?;
+    let maker = maker.with_targets(records, keys)?;
     let mut errors = records.errors.clone();
 
     let drafts = drafts(records, &maker, &mut errors.refused)?;
-    let mut building = Building::new(records, drafts, &maker, &keys, request);
+    let mut building = Building::new(records, drafts, &maker, &maker.keys, request);
 
     let red = error_steps(&maker, &errors, request)?;
     let behind_all = building.behind_all(&red);
@@ -235,7 +235,7 @@ pub(in crate::recording) fn steps(
         targets,
         shared,
         followers,
-        keys,
+        keys: maker.keys,
         errors,
         omitted,
     })

@@ -60,14 +60,19 @@ enum KeyHolder {
 }
 
 impl KeyHolder {
-    /// A hash of what tells it apart from all others.
-    fn hash(&self) -> String {
+    /// What tells it apart from all others.
+    fn identity(&self) -> (&'static str, &AttrPath) {
         // With `keys: attr` a target has the same key whether it evaluates or not.
-        let (kind, attr) = match self {
+        match self {
             Self::Target(attr) | Self::Error(attr) => ("attr", attr),
             Self::Follower(attr) => ("step", attr),
             Self::Confirm(attr) => ("confirm", attr),
-        };
+        }
+    }
+
+    /// A hash of what tells it apart from all others.
+    fn hash(&self) -> String {
+        let (kind, attr) = self.identity();
         let names = attr.names().iter().map(String::as_str);
         fingerprint(std::iter::once(kind).chain(names))
     }
@@ -242,32 +247,33 @@ fn word(name: &str) -> String {
 fn settled(wanted: &[Wanted]) -> BTreeMap<KeyHolder, String> {
     // What each would be if no two were the same.
     let mut plain: HashMap<&KeyHolder, String> = HashMap::new();
-    let mut holders: HashMap<String, BTreeSet<String>> = HashMap::new();
+    // The first that would have each, and whether another one would.
+    let mut holders: HashMap<String, (&KeyHolder, bool)> = HashMap::new();
     for one in wanted {
         let begin = one.behind.as_ref().and_then(|behind| plain.get(behind));
         let text = format!("{}{}", begin.map_or("", String::as_str), one.text);
-        let same = holders.entry(text.clone()).or_default();
-        same.insert(one.holder.hash());
+        let (first, is_shared) = holders.entry(text.clone()).or_insert((&one.holder, false));
+        *is_shared |= first.identity() != one.holder.identity();
         plain.insert(&one.holder, text);
     }
     let mut keys: BTreeMap<KeyHolder, String> = BTreeMap::new();
-    let mut used: HashMap<String, String> = HashMap::new();
+    let mut used: HashMap<String, &KeyHolder> = HashMap::new();
     for one in wanted {
         let begin = one.behind.as_ref().and_then(|behind| keys.get(behind));
         let text = format!("{}{}", begin.map_or("", String::as_str), one.text);
-        let hash = one.holder.hash();
-        let is_shared = holders[&plain[&one.holder]].len() > 1;
+        let (_, is_shared) = holders[&plain[&one.holder]];
         let is_key = text.len() <= KEY_AT_MOST && !is_uuid(&text);
         let mut key = if is_shared || !is_key {
-            with_hash(&text, &hash[..SHORT])
+            with_hash(&text, &one.holder.hash()[..SHORT])
         } else {
             text.clone()
         };
         // One that happens to end in the hash of another.
-        if used.get(&key).is_some_and(|other| *other != hash) {
-            key = with_hash(&text, &hash);
+        let is_other = |other: &&KeyHolder| other.identity() != one.holder.identity();
+        if used.get(&key).is_some_and(is_other) {
+            key = with_hash(&text, &one.holder.hash());
         }
-        used.insert(key.clone(), hash);
+        used.insert(key.clone(), &one.holder);
         keys.insert(one.holder.clone(), key);
     }
     keys

@@ -30,7 +30,7 @@ impl StepMaker<'_> {
                     allow_failure: Some(true.into()),
                 })
                 .collect(),
-            retry: Some(our_retry()),
+            retry: Some(our_retry().into()),
             ..CommandStep::default()
         };
         match &self.request.emit {

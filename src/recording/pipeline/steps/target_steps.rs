@@ -113,7 +113,7 @@ impl StepMaker<'_> {
         let step = self.with_command_carried(step);
         variables::fit(&step)?;
         Ok(UnlinkedStep {
-            step,
+            step: step.into(),
             skip,
             record: alone,
         })
@@ -150,7 +150,7 @@ impl StepMaker<'_> {
             .check(step)
             .map_err(|message| Failure::new(Class::Bug, message))?;
         Ok(variables::fit(&step).is_ok().then_some(UnlinkedStep {
-            step,
+            step: step.into(),
             skip: None,
             record: None,
         }))
@@ -225,7 +225,7 @@ impl StepMaker<'_> {
             .and_then(|step| variables::fit(&step).map(|()| step))
             .map_err(|message| Failure::new(Class::Bug, message))?;
         Ok(UnlinkedStep {
-            step,
+            step: step.into(),
             skip: None,
             record: None,
         })
@@ -354,9 +354,8 @@ mod tests {
     use crate::evaluation_keys::{self, Checkout};
     use crate::keys::KeyReader;
     use crate::nix::{Evaluation, Source};
-    use crate::recording::RecordingRequest;
     use crate::recording::pipeline::steps::fixtures::{made_steps, make, record_of};
-    use std::collections::BTreeMap;
+    use crate::recording::{KnownOutputs, RecordingRequest};
 
     use crate::recording::pipeline::fixtures::*;
 
@@ -427,7 +426,7 @@ mod tests {
         targets[4].meta.timeout = Some(4_000);
         targets[5].meta.max_silent = Some(5);
         targets[6].meta.eval_once = Some(keys(&json!({ "log": "raw" })));
-        targets[7].outputs = BTreeMap::new();
+        targets[7].outputs = KnownOutputs::default();
         targets[8].meta.buildkite = Some(keys(&json!({ "priority": 1 })));
         // Once more, each behind the first of its kind.
         let again: Vec<Target> = targets

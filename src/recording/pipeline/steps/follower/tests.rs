@@ -17,7 +17,9 @@ use crate::recording::following::{
 use crate::recording::pipeline::document::Document;
 use crate::recording::pipeline::fixtures::*;
 use crate::recording::pipeline::placed_step::{self, PlacedStep};
-use crate::recording::{AttrError, Emit, KeyStyle, Phases, RecordingRequest, SkipStyle, Target};
+use crate::recording::{
+    AttrError, Emit, KeyStyle, KnownOutputs, Phases, RecordingRequest, SkipStyle, Target,
+};
 use crate::text::hostile;
 
 fn by_attr() -> RecordingRequest {
@@ -130,7 +132,7 @@ fn followed(i: usize, names: &[&str], steps: &Value) -> Target {
                 },
             },
             run: is_run.then(|| RunTarget {
-                outputs: BTreeMap::from([(
+                outputs: KnownOutputs::from_iter([(
                     "out".into(),
                     StorePath::parse(&format!("/nix/store/{:032}-run", 50 + i)).unwrap(),
                 )]),
