@@ -116,7 +116,6 @@ impl AttrPath {
     }
 }
 
-/// As in the Nix language, but a number, which selects from a list, has no quotes: so `-A` takes it.
 impl serde::Serialize for AttrPath {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.names().serialize(serializer)
@@ -129,6 +128,7 @@ impl<'de> serde::Deserialize<'de> for AttrPath {
     }
 }
 
+/// As in the Nix language, but a number, which selects from a list, has no quotes: so `-A` takes it.
 impl fmt::Display for AttrPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, name) in self.0.iter().enumerate() {
