@@ -1076,3 +1076,32 @@ fn a_set_whose_number_of_attributes_changes_is_named() {
     ended.exits(0);
     assert_eq!(Pipeline::of(&ended).drvs().len(), 3, "{ended}");
 }
+
+#[test]
+fn an_attribute_of_which_nix_eval_jobs_missed_a_path_is_evaluated_again_once() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; }");
+    let drv = store.target("a").drv;
+    for (times, broken) in [(1, 0), (2, 1)] {
+        let count = store.root().join(format!("count-{times}"));
+        let script = format!(
+            r#"#!/bin/sh
+echo x >>'{count}'
+if [ $(wc -l <'{count}') -le {times} ]; then
+  echo '{{"attr":"a","attrPath":["a"],"error":"error: path '"'{drv}'"' is not valid"}}'
+else
+  echo '{{"attr":"a","attrPath":["a"],"drvPath":"{drv}","name":"a","outputs":{{}},"system":"x","meta":null}}'
+fi
+"#,
+            count = count.display(),
+        );
+        let bin = store.root().join(format!("jobs-{times}"));
+        let stand_ins = StandIns::new(bin).instead("nix-eval-jobs", &script);
+        let ended = record(&store, &["--evaluator", "nix-eval-jobs"])
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(pipeline.broken().len(), broken, "{ended}");
+        assert_eq!(fs::read_to_string(&count).unwrap(), "x\nx\n", "{ended}");
+    }
+}

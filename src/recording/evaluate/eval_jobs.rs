@@ -11,6 +11,7 @@ use super::exclusions::excluding;
 use super::gaps::without_effect;
 use super::memory::{self, MIB};
 use super::protocol::DescribedMeta;
+use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
@@ -78,7 +79,7 @@ pub(in crate::recording) fn evaluate(
         let stderr = stderr.into_bytes();
         log.pass_on(&NoiseFilter::new(log.debug).filtered(&stderr));
         let failure = if finished.ending.success() {
-            match read(&finished.stdout, request) {
+            match read(&finished.stdout, request, was_repeated) {
                 Err(failure) => failure,
                 read => return read,
             }
@@ -98,7 +99,12 @@ pub(in crate::recording) fn evaluate(
     }
 }
 
-fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, Failure> {
+/// Reads what it has found. An error about a path that is missing may come from a collection meanwhile, unless it `was_repeated`.
+fn read(
+    printed: &[u8],
+    request: &RecordingRequest,
+    was_repeated: bool,
+) -> Result<EvaluationResult, Failure> {
     let mut evaluated = EvaluationResult::default();
     let mut known = Vec::new();
     let mut effective = BTreeSet::new();
@@ -129,7 +135,9 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
             let message = nix_output
                 .whole_message()
                 .unwrap_or_else(|| without_escapes(&printed).trim().to_owned());
-            if nix_output.trouble(false).is_some() {
+            // It catches what an attribute throws, as one that ends.
+            let is_disturbed = nix_output.disturbance(Ending::Exited(1)).is_some();
+            if nix_output.trouble(false).is_some() || is_disturbed && !was_repeated {
                 let what = format!("{attr} was not evaluated");
                 return Err(class::infrastructure_failure(what, &nix_output, &message));
             }
@@ -191,7 +199,7 @@ mod tests {
     /// The control of what follows.
     #[test]
     fn a_line_that_is_not_spoilt_is_a_target() {
-        let evaluated = read(line().to_string().as_bytes(), &request()).unwrap();
+        let evaluated = read(line().to_string().as_bytes(), &request(), true).unwrap();
         assert_eq!(evaluated.targets.len(), 1);
         assert_eq!(evaluated.targets[0].attr.to_string(), "p.a");
     }
@@ -208,7 +216,7 @@ mod tests {
             ], 1..4),
         ) {
             let printed = lines.join(&b'\n');
-            match read(&printed, &request()) {
+            match read(&printed, &request(), false) {
                 Ok(evaluated) => {
                     let found = evaluated.targets.len() + evaluated.errors.len() + evaluated.refused.len();
                     let printed = printed.split(|byte| *byte == b'\n');
