@@ -774,6 +774,38 @@ fn a_build_that_fails_after_it_was_fetched_is_a_build_that_fails() {
     assert_eq!(report["failure"]["drv"], scene.target.drv);
 }
 
+/// Nix asks once which paths are valid here, and copies the others: one that goes meanwhile is missing where the `.drv` is registered.
+#[test]
+fn what_the_collector_takes_while_the_rest_is_copied_is_copied_too() {
+    for message in [
+        "path '$dep' is not valid",
+        "store path '$dep' does not exist",
+    ] {
+        for (times, way) in [(2, "fetched"), (3, "evaluated")] {
+            let Some(scene) = Scene::new() else { return };
+            scene.cure();
+            let dep = scene.store.root().join("dep");
+            let script = format!(
+                "case \"$*\" in *copy*) if [ $NTH -le {times} ]; then dep=/x/00000000000000000000000000000000-dep.drv; \
+                 echo \"error: {message}\" >&2; touch '{}'; exit 1; fi;; esac",
+                dep.display()
+            );
+            let stand_ins = StandIns::new(scene.store.bin()).before("nix", &script);
+            let ended = scene
+                .step(&scene.url())
+                .env("PATH", stand_ins.path(&scene.store))
+                .run();
+            ended.exits(0);
+            assert!(dep.exists());
+            assert_eq!(ended.report()["way"], way, "{ended}");
+            assert_eq!(stand_ins.calls("nix").len(), 3, "{ended}");
+            if way == "evaluated" {
+                ended.passes_on("cannot be fetched from ");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_the_collector_takes_after_it_was_fetched_is_fetched_again_three_times_in_all() {
     for (times, way) in [(2, "fetched"), (3, "evaluated")] {

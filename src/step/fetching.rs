@@ -73,7 +73,8 @@ impl StepRun<'_> {
             match copied {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(NotCopied::Failed(why)))
-                    if why.contains(DISTURBED) && attempt < ATTEMPTS =>
+                    if attempt < ATTEMPTS
+                        && (why.contains(DISTURBED) || is_of_dependency(&why, drv)) =>
                 {
                     attempt += 1;
                 }
@@ -117,13 +118,28 @@ pub(super) fn share_is_required(drv: &DrvPath, why: &str) -> Failure {
     )
 }
 
-/// What a store says of a path that it does not have (the words of 2.8, and of 2.26 and 2.34), without Nix's idea of validity.
+/// The path that a store does not have, as it says (the words of 2.8, and of 2.26 and 2.34). It is the share that lacks it, or this
+/// host's store: a path that was valid is not copied, and a collection may take it before what refers to it is registered (2.34 has
+/// words of its own for that).
+fn missing(why: &str) -> Option<&str> {
+    let is_missing = [
+        ("path ", " is not valid"),
+        ("path ", " is not a valid store path"),
+        ("store path ", " does not exist"),
+    ]
+    .iter()
+    .any(|(begin, end)| why.starts_with(begin) && why.ends_with(end));
+    why.split(['\'', '"']).nth(1).filter(|_| is_missing)
+}
+
+/// Whether a copy of `drv` has failed for want of another path. Another copy asks again what is valid.
+fn is_of_dependency(why: &str, drv: &DrvPath) -> bool {
+    missing(why).is_some_and(|path| path != drv.as_store_path().as_str())
+}
+
+/// Why a copy of `drv` has failed, without Nix's idea of validity.
 fn in_words(why: String, drv: &DrvPath) -> String {
-    let is_missing = why.starts_with("path ")
-        && [" is not valid", " is not a valid store path"]
-            .iter()
-            .any(|end| why.ends_with(end));
-    match why.split(['\'', '"']).nth(1).filter(|_| is_missing) {
+    match missing(&why) {
         Some(path) if path == drv.as_store_path().as_str() => "it does not have the .drv".into(),
         Some(path) => format!("it does not have {path}"),
         None => why,
@@ -143,12 +159,15 @@ mod tests {
     fn a_share_that_lacks_a_path_is_told_from_one_that_failed() {
         let drv = DrvPath::parse(DRV).unwrap();
         let said = |why: &str| in_words(why.to_owned(), &drv);
-        for why in ["is not valid", "is not a valid store path"] {
-            assert_eq!(
-                said(&format!("path '{DRV}' {why}")),
-                "it does not have the .drv"
-            );
-            assert_eq!(said(&format!("path '/s/x' {why}")), "it does not have /s/x");
+        for (begin, end) in [
+            ("path", "is not valid"),
+            ("path", "is not a valid store path"),
+            ("store path", "does not exist"),
+        ] {
+            let of = |path: &str| format!("{begin} '{path}' {end}");
+            assert_eq!(said(&of(DRV)), "it does not have the .drv");
+            assert_eq!(said(&of("/s/x")), "it does not have /s/x");
+            assert!(is_of_dependency(&of("/s/x"), &drv) && !is_of_dependency(&of(DRV), &drv));
         }
         for why in [
             "unable to download 'http://x/nix-cache-info'",
