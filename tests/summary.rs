@@ -784,6 +784,37 @@ fn a_plan_that_any_job_has_left_is_named_and_takes_no_summary_away() {
 }
 
 #[test]
+fn a_report_that_another_try_saves_while_a_summary_reads_counts() {
+    let folder = TempDir::new().unwrap();
+    let (bin, saved) = (folder.path().join("bin"), folder.path().join("saved"));
+    fs::create_dir(&saved).unwrap();
+    let mut path = std::ffi::OsString::from(&bin);
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap());
+    let (key, failed) = report("a", &json!({ "exit": 75, "class": "surroundings" }));
+    let (_, passed) = report("a", &json!({ "after": ["command"] }));
+    // The next try saves its report and passes before its outcome is asked for.
+    fs::write(saved.join(&key), failed).unwrap();
+    fs::write(saved.join("next"), passed).unwrap();
+    let agent = format!(
+        "#!/bin/sh\ncd '{}'\ncase \"$1 $2\" in\n'meta-data keys') echo '{key}';;\n'meta-data get') cat \"$3\";;\n\
+         'step get') [ ! -e next ] || mv next '{key}'; echo passed;;\n'artifact upload') cp \"$OLDPWD/$3\" .;;\nesac\n",
+        saved.display()
+    );
+    let _stand_ins = StandIns::new(&bin).instead("buildkite-agent", &agent);
+    let ended = Program::new(EVAL_ONCE)
+        .args(["summary", "--fail"])
+        .env("PATH", &path)
+        .env("BUILDKITE_JOB_ID", "job")
+        .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+        .run();
+    ended.exits(0).never_says("without a report");
+    assert!(!saved.join("next").exists());
+    let document = fs::read_to_string(saved.join("eval-once-junit.xml")).unwrap();
+    assert!(!document.contains("<error"), "{document}");
+}
+
+#[test]
 fn plans_that_would_fill_the_disk_or_have_no_end_are_named() {
     let folder = TempDir::new().unwrap();
     let (bin, calls) = (folder.path().join("bin"), folder.path().join("calls"));

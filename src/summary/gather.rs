@@ -37,28 +37,54 @@ pub(super) fn gather(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<BuildData, Failure> {
-    let keys = agent::ask(
-        supervisor,
-        &command::meta_data_keys(),
-        "list the build's meta-data",
-    )?;
-    let keys = keys.text();
+    let keys = keys(supervisor)?;
     let mut data = BuildData::default();
     plans(&keys, &mut data, temporary, supervisor, log)?;
+    reports(&keys, |_| true, &mut data, supervisor, log)?;
+    Ok(data)
+}
+
+/// Reads the reports of these steps once more, as far as there are any: their jobs may have ended since.
+///
+/// # Errors
+/// As [`gather`].
+pub(super) fn read_again(
+    steps: &BTreeSet<String>,
+    data: &mut BuildData,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
+    let keys = keys(supervisor)?;
+    reports(&keys, |step| steps.contains(step), data, supervisor, log)
+}
+
+/// The keys of the build's meta-data, one on each line.
+fn keys(supervisor: &mut Supervisor) -> Result<String, Failure> {
+    let line = command::meta_data_keys();
+    let keys = agent::ask(supervisor, &line, "list the build's meta-data")?;
+    Ok(keys.text())
+}
+
+/// Adds the reports under these keys of the meta-data, those of the steps that are wanted.
+fn reports(
+    keys: &str,
+    is_wanted: impl Fn(&str) -> bool,
+    data: &mut BuildData,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
     // Under another name there is no report of a step.
     let keys: Vec<(&str, &str)> = keys
         .lines()
         .filter_map(|key| Some((key, SavedReport::step(key)?)))
-        .filter(|(_, step)| command::may_be_step_key(step))
+        .filter(|(_, step)| command::may_be_step_key(step) && is_wanted(step))
         .collect();
     let names: Vec<&str> = keys.iter().map(|(key, _)| *key).collect();
     let values = values(supervisor, &names, log)?;
-    data.reports = keys
-        .into_iter()
-        .zip(values)
-        .map(|((_, step), value)| (step.to_owned(), SavedReport::read(&value)))
-        .collect();
-    Ok(data)
+    let reports = keys.into_iter().zip(values);
+    data.reports
+        .extend(reports.map(|((_, step), value)| (step.to_owned(), SavedReport::read(&value))));
+    Ok(())
 }
 
 /// Adds what the recordings found and planned whose marks are among these keys of the meta-data. One that cannot be read, for whatever

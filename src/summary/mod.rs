@@ -130,6 +130,10 @@ fn with_outcomes(
         let outcomes = step_outcomes::fetch(supervisor, &keys, log)?;
         data.outcomes.extend(outcomes);
         data.now = now();
+        let outdated = data.outdated_reports(&keys);
+        if !outdated.is_empty() {
+            gather::read_again(&outdated, data, supervisor, log)?;
+        }
     }
 }
 
