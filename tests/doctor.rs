@@ -426,7 +426,11 @@ fn a_state_folder_that_is_open_or_cannot_be_written_is_named_and_stays_so() {
 #[test]
 fn a_setting_that_nix_refuses_is_not_taken_for_a_nix_that_does_not_work() {
     let Some(store) = Store::new() else { return };
-    for (wrong, why) in [("garbage", "configuration line"), ("cores = x", "'cores'")] {
+    for (wrong, why) in [
+        ("garbage", "configuration line"),
+        ("cores = x", "'cores'"),
+        ("max-jobs = x", "'max-jobs'"),
+    ] {
         Checkup::of(&doctor(&store).env("NIX_CONFIG", wrong))
             .has("nix", "failure", "refuses its settings: ")
             .has("nix", "failure", why)

@@ -6,7 +6,7 @@ use super::{Doctor, Outcome};
 use crate::command_line::find_program;
 use crate::exit::Failure;
 use crate::fingerprint::fingerprint;
-use crate::nix::{StorePath, caches, version};
+use crate::nix::{NixOutput, StorePath, caches, version};
 use crate::store::{NoAnswer, StoreIdentity};
 
 /// The first version of Nix that this program works with.
@@ -35,7 +35,7 @@ impl Doctor<'_> {
             };
             match self.store.version_of(self.supervisor, program)? {
                 Ok(version) => versions.push(version),
-                Err(NoAnswer::Because(why)) if is_about_settings(&why) => {
+                Err(NoAnswer::Because(why)) if refuses_settings(&why) => {
                     return Ok(Outcome::failure(
                         format!("{} refuses its settings: {why}", file.display()),
                         "correct NIX_CONFIG, or the nix.conf that has it",
@@ -302,11 +302,12 @@ const CUT_OFF: [&str; 3] = [
     "Broken pipe",
 ];
 
-/// Whether Nix refuses a setting, or a line where one should be: in the words of 2.8, of 2.34, and of both.
-fn is_about_settings(message: &str) -> bool {
-    ["configuration line", "has invalid value"]
-        .iter()
-        .any(|words| message.contains(words))
+/// Whether Nix refuses a setting, or a line where one should be.
+fn refuses_settings(why: &str) -> bool {
+    let message = why
+        .rsplit_once("error: ")
+        .map_or(why, |(_, message)| message);
+    NixOutput::of(format!("error: {message}\n").as_bytes()).refuses_settings()
 }
 
 /// How Nix uses a store.

@@ -136,7 +136,7 @@ pub(super) fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
         Class::Infrastructure,
         format_args!("cannot read {drv}, which was just evaluated: {error}"),
     )
-    .hint("run `nix-store --verify --check-contents --repair` where the store has lost the file; a recording needs a store whose files lie at their store paths")
+    .hint("write it anew with `nix-instantiate --repair FILE -A ATTR` where the store has lost the file; a recording needs a store whose files lie at their store paths")
 }
 
 #[cfg(test)]

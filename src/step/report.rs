@@ -357,7 +357,9 @@ impl ReportFile {
                         path.to_str()
                             .is_some_and(|path| StorePath::parse(path).is_ok())
                     };
-                    if place.ancestors().any(is_store_path) {
+                    // Nix makes this folder in each store of files.
+                    let is_store = folder_of(&place).join(".links").is_dir();
+                    if is_store || place.ancestors().any(is_store_path) {
                         return Err(io::Error::other("it would be in the store"));
                     }
                     if links.any(|link| place_of(link).is_ok_and(|link| link == place)) {
@@ -558,6 +560,7 @@ mod tests {
         let at = |path: &str| folder.path().join(path);
         let output = "w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a";
         std::fs::create_dir_all(at("store").join(output)).unwrap();
+        std::fs::create_dir(at("store/.links")).unwrap();
         std::os::unix::fs::symlink(at("store").join(output), at("old")).unwrap();
         std::os::unix::fs::symlink(folder.path(), at("same")).unwrap();
         let other = "w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-b";
@@ -567,6 +570,7 @@ mod tests {
             (at("old/report.json"), "in the store"),
             (at("store").join(output).join("r"), "in the store"),
             (at("store").join(other), "in the store"),
+            (at("store/report.json"), "in the store"),
             (at("same/result"), "place of the out-link"),
             (at("result-dev"), "place of the out-link"),
             (at(&long), "too long"),
