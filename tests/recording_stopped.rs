@@ -326,6 +326,25 @@ fn a_recording_of_something_else_goes_on_with_nothing() {
 }
 
 #[test]
+fn what_was_found_in_a_checkout_that_was_changed_and_restored_is_not_kept() {
+    for is_changed in [false, true] {
+        let Some(scene) = Scene::new() else { return };
+        let file = scene.store.work().join("ci.nix");
+        let text = fs::read_to_string(&file).unwrap();
+        let running = scene.job("p").start();
+        running.until_it_says("it has begun");
+        if is_changed {
+            // Whatever stood there before: the same again.
+            fs::write(&file, &text).unwrap();
+        }
+        stop(&running, Signal::SIGTERM);
+        let ended = running.end();
+        ended.exits(143);
+        assert_eq!(scene.kept().is_empty(), is_changed, "{ended}");
+    }
+}
+
+#[test]
 fn what_is_damaged_is_evaluated_again() {
     let Some(scene) = Scene::new() else { return };
     stopped(&scene.job("p"));

@@ -4,7 +4,12 @@
 //! changed. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +56,8 @@ pub(in crate::recording) struct PartialRecording {
     owner: PinOwner,
     commit: String,
     checkout: PathBuf,
+    /// When this recording began, before it evaluates anything.
+    began: SystemTime,
     /// What of the recording the commit does not determine, where there is something.
     undetermined: Option<String>,
 }
@@ -83,6 +90,7 @@ impl PartialRecording {
             undetermined: undetermined(request, checkout),
             commit,
             checkout: checkout.to_owned(),
+            began: SystemTime::now(),
         })
     }
 
@@ -159,6 +167,9 @@ impl PartialRecording {
         if let Some(why) = self.changed(supervisor)? {
             return Ok(Some(why));
         }
+        if let Some(why) = self.was_changed_meanwhile(supervisor)? {
+            return Ok(Some(why));
+        }
         let content = PartialContent {
             version: VERSION,
             nix: store.version(supervisor)?.unwrap_or_default(),
@@ -172,8 +183,7 @@ impl PartialRecording {
         {
             // The pin says until when it is kept, too; but making the pin may fail.
             let _held = hold(&folder, supervisor, log)?;
-            let until =
-                seconds(std::time::SystemTime::now()) + u64::from(request.keep_days) * 24 * 60 * 60;
+            let until = seconds(SystemTime::now()) + u64::from(request.keep_days) * 24 * 60 * 60;
             write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
             state
                 .write_whole(&folder.join(FILE), &json)
@@ -223,6 +233,42 @@ impl PartialRecording {
             // What cannot be removed goes by age.
             folder::remove(&folder, || true);
         }
+    }
+
+    /// Why the commit alone does not say what was evaluated, although it is what is checked out now, if so: a file of it that was changed
+    /// since this recording began, as one that was restored.
+    fn was_changed_meanwhile(
+        &self,
+        supervisor: &mut Supervisor,
+    ) -> Result<Option<String>, Failure> {
+        let mut stderr = Printed::default();
+        let listed = supervisor.run(
+            &git::tracked_files(&self.checkout),
+            OnStop::TermThenKill,
+            &mut stderr,
+        )?;
+        if !listed.ending.success() {
+            let why = git::reason(&stderr.into_bytes());
+            return Ok(Some(format!("git cannot list the checkout: {why}")));
+        }
+        let files = listed.stdout.split(|byte| *byte == 0);
+        let began = self.began.duration_since(SystemTime::UNIX_EPOCH);
+        let began = began.map_or((0, 0), |it| (it.as_secs(), it.subsec_nanos()));
+        // Not when it was written, which `git` and others set as they like.
+        let changed_at = |it: &Metadata| {
+            let nanoseconds = u32::try_from(it.ctime_nsec()).unwrap_or_default();
+            (u64::try_from(it.ctime()).unwrap_or_default(), nanoseconds)
+        };
+        let changed = files.map(OsStr::from_bytes).find(|file| {
+            let metadata = self.checkout.join(file).symlink_metadata();
+            metadata.is_ok_and(|it| !it.is_dir() && changed_at(&it) >= began)
+        });
+        Ok(changed.map(|file| {
+            format!(
+                "{} was changed while it was recorded",
+                file.to_string_lossy()
+            )
+        }))
     }
 
     /// Why the commit alone does not say what is recorded, if so.
