@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use self::table::KeyOwner;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::similar::nearest;
 
 /// A JSON object: keys as they were written.
 pub type Keys = Map<String, Value>;
@@ -248,18 +249,6 @@ impl KeyReader {
             None => all,
         }))
     }
-}
-
-/// The declared name that a key was probably meant to be.
-fn nearest<'a>(key: &str, declared: &[&'a str]) -> Option<&'a str> {
-    let near = |name: &&str| {
-        let distance = strsim::damerau_levenshtein(key, name);
-        (distance <= (key.chars().count() / 3).max(1)).then_some(distance)
-    };
-    let near = declared
-        .iter()
-        .filter_map(|name| Some((near(name)?, *name)));
-    near.min().map(|(_, name)| name)
 }
 
 fn sorted<'a>(names: &[&'a str]) -> Vec<&'a str> {

@@ -136,6 +136,7 @@ pub mod secret_lines;
 pub mod secrets;
 pub mod share;
 pub mod share_keys;
+pub mod similar;
 pub mod state;
 pub mod status_line;
 pub mod step;

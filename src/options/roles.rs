@@ -24,8 +24,10 @@ use crate::environment::HostEnvironment;
 use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Failure};
 use crate::job::{HookTask, HookedJob, TrailingCommand};
+use crate::keys::table::{self, KeyOwner};
 use crate::keys::{self, Keys, refuse};
 use crate::log::Log;
+use crate::similar::nearest;
 use crate::step::StepOrder;
 
 /// What this process was started for.
@@ -59,6 +61,28 @@ fn read_summary_alone(keys: &Keys) -> Result<bool, Failure> {
         .hint("give the summary a step of its own")),
         None => Ok(fail),
     }
+}
+
+/// The keys of a plugin's configuration that make its step something else than a step that builds.
+const TASKS: [&str; 2] = ["pipeline", "summary"];
+
+/// The keys of a step that builds, as far as none of them was meant for a recording or a summary: the keys of a step are no answer
+/// to that.
+fn refuse_other_tasks(keys: Keys) -> Result<Keys, Failure> {
+    let of = |owner| table::of(owner).map(|key| key.name).collect::<Vec<_>>();
+    let (step, recording) = (of(KeyOwner::Step), of(KeyOwner::Recording));
+    let known = [&step[..], &TASKS].concat();
+    for key in keys.keys().filter(|key| !step.contains(&key.as_str())) {
+        let hint = match nearest(key, &known) {
+            Some(task) if TASKS.contains(&task) => format!("did you mean `{task}`?"),
+            None if recording.contains(&key.as_str()) => {
+                format!("the keys of a recording go below `pipeline`: `pipeline: {{ {key}: … }}`")
+            }
+            _ => continue,
+        };
+        return Err(refuse(format_args!("`{key}` is not a key of a step")).hint(hint));
+    }
+    Ok(keys)
 }
 
 struct RoleReader<'a> {
@@ -316,7 +340,7 @@ impl RoleReader<'_> {
     /// What a job asks for whose command is one of those that recordings are made with, besides steps. The hook does it, as a
     /// step: the command would need a program on PATH, and an agent that lets commands be evaluated.
     fn command_of_ours(&self, command: &OsStr) -> Option<Invocation> {
-        let words = default_command::words_of_ours(command, &["pipeline", "summary"])?;
+        let words = default_command::words_of_ours(command, &TASKS)?;
         let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
         Some(match Cli::try_parse_from(&words) {
             Ok(Cli {
@@ -342,7 +366,7 @@ impl RoleReader<'_> {
         match self.plugin_configuration() {
             Ok(keys) if keys.contains_key("summary") => self.plugins_summary(&keys, job),
             Ok(keys) if keys.contains_key("pipeline") => self.plugins_recording(keys, job),
-            keys => Ok(self.step_in_hook(keys, job)),
+            keys => Ok(self.step_in_hook(keys.and_then(refuse_other_tasks), job)),
         }
         .unwrap_or_else(Invocation::Refused)
     }
@@ -593,6 +617,27 @@ mod tests {
         refused(ours, &plugins, &JOB[..3], "BUILDKITE_STEP_ID");
         refused(r#"{"pipeline":{},"attr":"a"}"#, &plugins, &JOB, "`attr`");
         refused(r#"{"pipeline":[]}"#, &plugins, &JOB, "`pipeline`");
+        // A step's keys would be no answer to what was meant for a recording or a summary.
+        for (keys, hint) in [
+            (r#"{"pipelin":{}}"#, "did you mean `pipeline`?"),
+            (r#"{"attr":"a","sumary":true}"#, "did you mean `summary`?"),
+            (
+                r#"{"attr":"a","chunk":7}"#,
+                "the keys of a recording go below `pipeline`: `pipeline: { chunk: … }`",
+            ),
+            (
+                r#"{"attrr":"a"}"#,
+                "did you mean `attr`? (the keys of a step are ",
+            ),
+        ] {
+            let failure = refusal(hook(keys, "[]", &JOB)).failure;
+            assert_eq!(failure.class, Class::Config);
+            assert!(
+                failure.hint.as_ref().is_some_and(|it| it.starts_with(hint)),
+                "{:?}",
+                failure.hint
+            );
+        }
         for named in [
             r#"{"pipeline":{"emit":"command"}}"#,
             r#"{"pipeline":{"plugin":"o/p#v1"}}"#,
