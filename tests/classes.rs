@@ -1258,6 +1258,7 @@ fn a_builder_that_prints_more_than_the_host_allows_is_said_to_have_done_that() {
             mentions(&ended, "killed after writing more than 1000 bytes");
             mentions(&ended, "max-build-log-size");
             assert!(!ended.reported().contains("builder succeeded"), "{ended}");
+            assert!(!ended.stderr.contains("printed nothing"), "{ended}");
             let cause = ended.report()["failure"]["drv"].as_str();
             assert_eq!(cause, Some(&*store.target("a").drv), "{ended}");
         }

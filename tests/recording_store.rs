@@ -577,6 +577,30 @@ fn an_output_that_is_registered_and_whose_file_is_gone_is_not_built_here() {
 }
 
 #[test]
+fn an_output_that_is_collected_after_the_question_is_only_missing() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ here = file "here"; taken = file "taken"; }"#);
+    let [here, taken] = ["here", "taken"].map(|attr| store.target(attr));
+    for target in [&here, &taken] {
+        store.build(&target.drv);
+    }
+    let out = taken.out();
+    let script = format!(
+        r#"case "$*" in *--check-validity*{out}*)
+             "$REAL" "$@"; status=$?; [ ! -e {out} ] || "$REAL" --delete {out} > /dev/null; exit $status ;;
+           esac"#
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", &script);
+    let ended = record(&store, &["--skip", "built"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.step(&["here"]).json["skip"], "already built here");
+    assert!(pipeline.step(&["taken"]).json["skip"].is_null(), "{ended}");
+    assert!(!ended.stderr.contains("registered as built"), "{ended}");
+}
+
+#[test]
 fn a_cache_that_answers_with_errors_hides_nothing_of_what_others_have() {
     let Some(store) = Store::new() else { return };
     store.targets("{ cached = file \"cached\"; nowhere = file \"nowhere\"; }");

@@ -54,7 +54,8 @@ Examples:
 Exit statuses:
    0  the steps are uploaded or printed, a red one for each evaluation error (see --on-error)
   64  the configuration is wrong, or Buildkite rejects a step
-  65  nothing evaluates; with --on-error fail, also an evaluation error that is not expected
+  65  nothing evaluates, and no step would be red for it; with --on-error fail, also an evaluation error
+      that is not expected
   69  a program is missing
   75  infrastructure failure: the store, Buildkite, the state folder (safe to retry)";
 

@@ -102,6 +102,9 @@ struct Startup {
     started: Instant,
 }
 
+/// The variable that asks for a debug log.
+const LOG: &str = "EVAL_ONCE_LOG";
+
 /// Reads the command line and the environment of this process.
 #[must_use]
 pub fn read(started: Instant) -> (Invocation, Log) {
@@ -114,9 +117,14 @@ pub fn read(started: Instant) -> (Invocation, Log) {
     };
     let is_terminal = std::io::stderr().is_terminal();
     let mut log = Log::default();
-    log.debug = startup.variables.is("EVAL_ONCE_LOG", "debug");
+    log.debug = startup.variables.is(LOG, "debug");
     log.terminal = !job::is_job(&startup.variables) && is_terminal;
     log.colours = is_terminal && wants_colours(&startup.variables);
+    if let Some(other) = startup.variables.text(LOG).filter(|_| !log.debug) {
+        log.warn(format_args!(
+            "{LOG} is `{other}`, and only `debug` means something: it is ignored"
+        ));
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     (roles::invocation(&startup, &arguments, &log), log)
 }

@@ -278,6 +278,7 @@ mod tests {
             class: "build",
             drv: Some(DrvPath::parse(&drv).unwrap()),
             log: Some(vec![text; 40].join("\n")),
+            printed_too_much: false,
             others: (0..20)
                 .map(|_| OtherFailure {
                     drv: Some(DrvPath::parse(&drv).unwrap()),

@@ -138,6 +138,9 @@ fn of_fault(
         Cause::Output(_) => failure.meaning(
             "Its builder succeeded, and made no output that Nix takes; retrying cannot help.",
         ),
+        Cause::Log(_) => failure.meaning(
+            "Its builder printed more than this host allows; retrying on this host cannot help.",
+        ),
         _ => failure,
     };
     let hint = hint(fault, for_memory).or_else(|| {

@@ -192,7 +192,9 @@ impl std::fmt::Display for Explanation {
         for fact in &self.facts {
             writeln!(f, "  {}: {}", fact.what, fact.found)?;
         }
-        writeln!(f, "it would run")?;
+        if !self.commands.is_empty() {
+            writeln!(f, "it would run")?;
+        }
         for command in &self.commands {
             let words: Vec<String> = command
                 .iter()
@@ -250,5 +252,10 @@ mod tests {
             "{none}"
         );
         assert!(!none.contains("reproduce"), "{none}");
+        let nothing = Explanation {
+            commands: Vec::new(),
+            ..explanation(None)
+        };
+        assert!(!nothing.to_string().contains("it would run"), "{nothing}");
     }
 }

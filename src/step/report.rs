@@ -13,7 +13,7 @@ use unix::unistd::{AccessFlags, access};
 
 use super::links::main_output;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{DrvPath, Fault, StorePath};
+use crate::nix::{Cause, DrvPath, Fault, StorePath};
 use crate::secrets::redacted;
 use crate::text::seen_json;
 
@@ -288,6 +288,9 @@ pub struct FailureReport {
     pub drv: Option<DrvPath>,
     /// The last lines of its log, where they are known.
     pub log: Option<String>,
+    /// Nix killed its builder for all that it printed, of which the log may have nothing.
+    #[serde(skip)]
+    pub printed_too_much: bool,
     /// The message that ends the job's log.
     pub message: String,
     /// The other derivations that failed by themselves.
@@ -320,6 +323,7 @@ impl FailureReport {
             log: last_lines
                 .filter(|_| root_cause.is_some())
                 .map(|lines| redacted(&lines.join("\n")).into_owned()),
+            printed_too_much: root_cause.is_some_and(|fault| matches!(fault.cause, Cause::Log(_))),
             message: redacted(&failure.to_string()).into_owned(),
             others: faults
                 .map(|fault| OtherFailure {

@@ -130,7 +130,8 @@ impl StepRun<'_> {
             Ok(log) => {
                 let last_lines = || log.as_ref().and_then(BuildLog::last_lines);
                 failure.log = failure.log.take().or_else(last_lines);
-                log
+                // Without a line, it would be shown as that of a builder that printed nothing.
+                log.filter(|_| failure.log.is_some() || !failure.printed_too_much)
             }
             Err(failure) if matches!(failure.class, Class::Signal(_)) => None,
             Err(failure) => {

@@ -55,7 +55,7 @@ pub(in crate::recording) fn reasons(
         let targets = of(&local);
         let mut answer = ask_here(&targets, question, answers, store, supervisor)?;
         if files_are_here {
-            add_lost(&mut answer, &targets, log);
+            add_lost(&mut answer, &targets, store, supervisor, log)?;
         }
         if question == PathQuestion::DryRun {
             warn(&answer, log);
@@ -180,31 +180,43 @@ fn ask_here(
     }
 }
 
-/// Counts outputs as missing that Nix takes for valid, and whose files are gone: their steps would end with 75.
-fn add_lost(answer: &mut DryRun, targets: &[&Target], log: &Log) {
+/// Counts outputs as missing whose files are gone. Those that Nix takes for valid all the same are warned of: their steps would end
+/// with 75. The others were collected since Nix was asked.
+fn add_lost(
+    answer: &mut DryRun,
+    targets: &[&Target],
+    store: &mut Store,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
     let is_lost = |path: &StorePath| path.as_path().symlink_metadata().is_err();
-    let mut lost = HashSet::new();
-    let mut count = 0;
-    for target in targets {
-        if reason(target, answer).is_none() {
-            continue;
-        }
+    let lost_of = |target: &Target| {
         let outputs = target.outputs.paths();
-        let before = lost.len();
-        lost.extend(
-            outputs
-                .filter(|path| !answer.fetched.contains(path) && is_lost(path))
-                .cloned(),
-        );
-        count += usize::from(lost.len() > before);
+        let lost = outputs.filter(|path| !answer.fetched.contains(path) && is_lost(path));
+        lost.cloned().collect::<HashSet<_>>()
+    };
+    let skipped = targets.iter().filter(|it| reason(it, answer).is_some());
+    let lost: Vec<HashSet<StorePath>> = skipped
+        .map(|target| lost_of(target))
+        .filter(|lost| !lost.is_empty())
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
     }
-    answer.missing.extend(lost);
+    let paths: HashSet<&StorePath> = lost.iter().flatten().collect();
+    let collected = store.invalid(supervisor, &paths.into_iter().collect::<Vec<_>>())?;
+    let count = lost
+        .iter()
+        .filter(|lost| !lost.is_subset(&collected))
+        .count();
+    answer.missing.extend(lost.into_iter().flatten());
     if count > 0 {
         log.warn(format_args!(
             "{} registered as built, and the files are gone: not skipped; run `nix-store --verify` on this host",
             number_is(count)
         ));
     }
+    Ok(())
 }
 
 /// How many targets are something: `1 target is`.
