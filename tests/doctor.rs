@@ -11,13 +11,17 @@ use std::{
 };
 
 use serde_json::Value;
-use unix::sys::signal::{Signal, kill};
+use unix::{
+    sys::signal::{Signal, kill},
+    unistd::{Gid, Group, geteuid},
+};
 
 use crate::support::{
     EVAL_ONCE,
     agent::Job,
     daemon::client_env,
     program::{Ended, Program},
+    skip,
     stand_in::{StandIns, write_program},
     store::Store,
     tool, until,
@@ -299,7 +303,7 @@ fn through_a_daemon_the_collectors_settings_are_those_of_the_host() {
 #[test]
 fn a_user_whom_the_daemon_does_not_trust_is_named_so_and_can_do_all_that_is_needed() {
     let Some(store) = Store::new() else { return };
-    if !unix::unistd::geteuid().is_root() {
+    if !geteuid().is_root() {
         return crate::support::loudly("only root can be another user");
     }
     let daemon = store.daemon();
@@ -329,7 +333,7 @@ fn a_user_whom_the_daemon_does_not_trust_is_named_so_and_can_do_all_that_is_need
 #[test]
 fn a_user_whom_the_daemon_refuses_is_sent_to_allowed_users() {
     let Some(store) = Store::new() else { return };
-    if !unix::unistd::geteuid().is_root() {
+    if !geteuid().is_root() {
         return crate::support::loudly("only root can be another user");
     }
     store.configure("allowed-users = root");
@@ -436,6 +440,29 @@ fn a_setting_that_nix_refuses_is_not_taken_for_a_nix_that_does_not_work() {
             .has("nix", "failure", why)
             .mends("nix", "correct NIX_CONFIG");
     }
+}
+
+#[test]
+fn a_group_of_build_users_that_cannot_build_is_seen_before_a_build() {
+    let Some(store) = Store::new() else { return };
+    if !geteuid().is_root() {
+        return skip("only root builds as other users");
+    }
+    let group =
+        |name: &str| doctor(&store).env("NIX_CONFIG", format!("build-users-group = {name}"));
+    Checkup::of(&group("eval-once-has-none"))
+        .has(
+            "store",
+            "failure",
+            "the group `eval-once-has-none` of `build-users-group` does not exist",
+        )
+        .mends("store", "make the group");
+    // Each system has a group of root's that nobody else is in.
+    let of_root = Group::from_gid(Gid::from_raw(0)).unwrap().unwrap();
+    if of_root.mem.is_empty() {
+        Checkup::of(&group(&of_root.name)).has("store", "failure", "has no members");
+    }
+    Checkup::of(&group("")).has("store", "ok", "answers");
 }
 
 #[test]
@@ -976,7 +1003,7 @@ fn in_a_job_of_a_real_agent_its_hooks_and_version_are_seen() {
 #[test]
 fn a_checkup_by_root_leaves_the_folder_of_another_user_to_that_user() {
     let Some(store) = Store::new() else { return };
-    if !unix::unistd::geteuid().is_root() {
+    if !geteuid().is_root() {
         return crate::support::loudly("only root can be another user");
     }
     fs::create_dir(store.our_state()).unwrap();

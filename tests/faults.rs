@@ -728,6 +728,7 @@ fn a_drv_that_is_empty_or_cut_off_is_an_infrastructure_failure() {
             ended
                 .fails(75, "surroundings")
                 .passes_on("its file is empty or cut off")
+                .passes_on("retrying only helps on another host, or once this one is mended")
                 .passes_on("hint: write it anew with `nix-instantiate --repair");
             leaves_nothing(&store);
         }

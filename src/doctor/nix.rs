@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use unix::unistd::{Group, geteuid};
+
 use super::{Doctor, Outcome};
 use crate::command_line::find_program;
 use crate::exit::Failure;
@@ -124,7 +126,41 @@ impl Doctor<'_> {
                 }
             }
         }
-        Ok(Outcome::ok(seen))
+        Ok(match self.no_build_users()? {
+            None => Outcome::ok(seen),
+            Some(why) => Outcome::failure(
+                format!("{seen}, and builds nothing: {why}"),
+                "make the group, with users of its own for builds; or set `build-users-group =` in nix.conf, and builds run as root",
+            ),
+        })
+    }
+
+    /// Why root cannot build as another user, where it would and there is no daemon: Nix says so when it builds.
+    fn no_build_users(&mut self) -> Result<Option<String>, Failure> {
+        let is_here = |identity: &StoreIdentity| identity.url == "local";
+        if !self.found.identity.as_ref().is_some_and(is_here) || !geteuid().is_root() {
+            return Ok(None);
+        }
+        let Ok(settings) = self.store.settings_within(self.supervisor, false)? else {
+            return Ok(None);
+        };
+        let setting = |name| caches::setting(&settings, name).filter(|value| !value.is_empty());
+        if setting("auto-allocate-uids") == Some("true") {
+            return Ok(None);
+        }
+        let Some(name) = setting("build-users-group") else {
+            return Ok(None);
+        };
+        Ok(match Group::from_name(name) {
+            Ok(None) => Some(format!(
+                "the group `{name}` of `build-users-group` does not exist"
+            )),
+            Ok(Some(group)) if group.mem.is_empty() => Some(format!(
+                "the group `{name}` of `build-users-group` has no members"
+            )),
+            // What the system does not say, Nix may know.
+            Ok(Some(_)) | Err(_) => None,
+        })
     }
 
     /// Whether the daemon trusts this user. Nothing here needs that.

@@ -211,25 +211,26 @@ pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, printed: &str) 
     if let Some(failure) = settings_refused(&output) {
         return failure;
     }
-    let hint = match output.trouble(true) {
-        Some(trouble @ (Trouble::DiskFull | Trouble::Limit | Trouble::Store)) => trouble.hint(),
-        _ => None,
-    };
     let printed = String::from_utf8_lossy(&printed);
     let printed = printed
         .trim()
         .trim_start_matches("error: ")
         .replace('\n', "; ");
-    Failure::new(
+    let failure = Failure::new(
         Class::Infrastructure,
         format_args!(
             "cannot query the Nix store: `{}` {ending}: {printed}",
             line.in_short()
         ),
-    )
-    .hint(hint.unwrap_or(
-        "check that the Nix daemon runs, and that NIX_REMOTE (if set) names a store of this host",
-    ))
+    );
+    match output.trouble(true) {
+        Some(trouble @ (Trouble::DiskFull | Trouble::Limit | Trouble::Store)) => {
+            trouble.tell(failure)
+        }
+        _ => failure.hint(
+            "check that the Nix daemon runs, and that NIX_REMOTE (if set) names a store of this host",
+        ),
+    }
 }
 
 /// The failure where Nix has refused its settings, if it has: those of nix.conf or `NIX_CONFIG`. (Of `--option` it only warns.)
@@ -256,8 +257,8 @@ pub fn infrastructure_failure(what: impl Display, output: &NixOutput, message: &
         Class::Infrastructure,
         format_args!("{what}: {}", in_one_line(message)),
     );
-    match output.trouble(false).and_then(Trouble::hint) {
-        Some(hint) => failure.hint(hint),
+    match output.trouble(false) {
+        Some(trouble) => trouble.tell(failure),
         None => failure,
     }
 }

@@ -1,6 +1,9 @@
 //! Infrastructure failures, as the messages name them with which Nix ends: those of 2.8, 2.26 and 2.34.
 
-use crate::exit::DISK_FULL;
+use crate::exit::{DISK_FULL, Failure};
+
+/// What a failure means that is of this host, and stays until that is mended.
+pub const OF_THIS_HOST: &str = "Infrastructure failure of this host; retrying only helps on another host, or once this one is mended.";
 
 /// An infrastructure failure of an evaluation or a build: neither an expression nor a derivation can help it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +33,21 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// The failure of which this is the reason, with what to do about it, and what it means for a retry.
+    #[must_use]
+    pub fn tell(self, failure: Failure) -> Failure {
+        let failure = match self {
+            Self::DamagedDrv | Self::Store | Self::RootInStore | Self::Hook => {
+                failure.meaning(OF_THIS_HOST)
+            }
+            _ => failure,
+        };
+        match self.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+
     /// What to do about it, where that is known.
     #[must_use]
     pub fn hint(self) -> Option<&'static str> {

@@ -1,7 +1,7 @@
 //! What a failed build means, in words: what failed, why, and what can be done about it.
 
 use crate::exit::{Class, Failure};
-use crate::nix::{Cause, DrvPath, Fault, NixOutput, Trouble, class};
+use crate::nix::{Cause, DrvPath, Fault, NixOutput, OF_THIS_HOST, Trouble, class};
 
 /// What to do about a builder that the system does not start (`E2BIG`).
 const TOO_LONG: &str = "list large attributes in `passAsFile`, or use `__structuredAttrs`: the system limits a builder's environment (128 KiB for one variable)";
@@ -71,14 +71,10 @@ pub(super) fn of_realise(
 
 /// The failure of a step whose `.drv` is registered in the store, and is not whole.
 pub(super) fn of_damaged(drv: &DrvPath) -> Failure {
-    let failure = Failure::new(
+    Trouble::DamagedDrv.tell(Failure::new(
         Class::Infrastructure,
         format_args!("{drv} was not built: its file is empty or cut off"),
-    );
-    match Trouble::DamagedDrv.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    ))
 }
 
 /// The failure of an evaluation of `what` that is of `class`, and no evaluation error: a builder that it needed failed, or the
@@ -203,22 +199,19 @@ fn with_hint(failure: Failure, nix_output: &NixOutput) -> Failure {
         };
     }
     let unreachable = !nix_output.unreachable.is_empty() && class::is_about_what_is_missing(error);
-    let hint = match failure.class {
-        Class::Signal(9) => Some(
+    match failure.class {
+        Class::Signal(9) => failure.hint(
             "give the step more memory, if memory ran out: the kernel kills with signal 9 then",
         ),
-        Class::Infrastructure if is_missing_drv(error) => Some(
+        Class::Infrastructure if is_missing_drv(error) => failure.meaning(OF_THIS_HOST).hint(
             "run `nix-store --verify` on this host: the `.drv` is registered in its store, and the file is gone",
         ),
         Class::Infrastructure => match nix_output.trouble(true) {
-            None if unreachable => Trouble::NotDownloaded.hint(),
-            trouble => trouble.and_then(Trouble::hint),
+            None if unreachable => Trouble::NotDownloaded.tell(failure),
+            None => failure,
+            Some(trouble) => trouble.tell(failure),
         },
-        _ => None,
-    };
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
+        _ => failure,
     }
 }
 
