@@ -511,9 +511,13 @@ mod tests {
     fn a_worker_whose_output_was_not_read_yet_is_not_silent() {
         let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let mut processes = Processes::new();
-        let script = "sleep 0.3; echo line >&2; exec sleep 60";
-        let line = CommandLine::new("sh", &["-c", script]);
+        let folder = tempfile::tempdir().unwrap();
+        let [go, gone] = ["go", "gone"].map(|name| folder.path().join(name));
+        let script = "until [ -e \"$0/go\" ]; do sleep 0.01; done; echo line >&2; : > \"$0/gone\"; exec sleep 60";
+        let folder = folder.path().to_str().unwrap();
+        let line = CommandLine::new("sh", &["-c", script, folder]);
         let worker = WorkerId::default();
+        let silence = Duration::from_millis(500);
         processes.start(worker, &line, &mut supervisor).unwrap();
         let limits = WorkerLimits {
             share: MemoryShare {
@@ -521,11 +525,15 @@ mod tests {
                 part: u64::MAX,
                 has_all: true,
             },
-            silence: Some(Duration::from_millis(500)),
+            silence: Some(silence),
         };
         processes.watch(&mut supervisor, |_| false).unwrap();
         // Something else takes long, as asking the store does while a collection holds its lock.
-        std::thread::sleep(Duration::from_secs(1));
+        let since = Instant::now();
+        std::fs::write(go, "").unwrap();
+        while !gone.exists() || since.elapsed() <= silence {
+            std::thread::yield_now();
+        }
         assert_eq!(processes.enforce(|_| limits, &mut supervisor), []);
         let mut lines = 0;
         let stopped = loop {
