@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -327,16 +327,34 @@ fn a_recording_of_something_else_goes_on_with_nothing() {
 
 #[test]
 fn what_was_found_in_a_checkout_that_was_changed_and_restored_is_not_kept() {
-    for is_changed in [false, true] {
+    type Change = fn(&Path);
+    let changes: [(bool, Change); 5] = [
+        (false, |_| {}),
+        // Whatever stood there before: the same again.
+        (true, |checkout| {
+            let text = fs::read(checkout.join("ci.nix")).unwrap();
+            fs::write(checkout.join("ci.nix"), text).unwrap();
+        }),
+        // One that git does not know, and that is gone again.
+        (true, |checkout| {
+            fs::write(checkout.join("local.nix"), "1").unwrap();
+            fs::remove_file(checkout.join("local.nix")).unwrap();
+        }),
+        // The file itself does not know that it was moved away.
+        (true, |checkout| {
+            fs::rename(checkout.join("ci.nix"), checkout.join("away")).unwrap();
+            fs::rename(checkout.join("away"), checkout.join("ci.nix")).unwrap();
+        }),
+        // What git does by itself.
+        (false, |checkout| {
+            fs::write(checkout.join(".git/new"), "").unwrap();
+        }),
+    ];
+    for (is_changed, change) in changes {
         let Some(scene) = Scene::new() else { return };
-        let file = scene.store.work().join("ci.nix");
-        let text = fs::read_to_string(&file).unwrap();
         let running = scene.job("p").start();
         running.until_it_says("it has begun");
-        if is_changed {
-            // Whatever stood there before: the same again.
-            fs::write(&file, &text).unwrap();
-        }
+        change(&scene.store.work());
         stop(&running, Signal::SIGTERM);
         let ended = running.end();
         ended.exits(143);

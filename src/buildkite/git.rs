@@ -269,12 +269,6 @@ pub fn status(folder: &Path) -> CommandLine {
     line
 }
 
-/// Prints the files in `folder` that are part of what is checked out, relative to it, with a null byte behind each.
-#[must_use]
-pub fn tracked_files(folder: &Path) -> CommandLine {
-    git(folder, &[&["ls-files", "-z"]])
-}
-
 /// How much is kept of what [`status`] prints, in bytes: more than the lines about the branch, which come first.
 const STATUS_AT_MOST: usize = 64 << 10;
 

@@ -3,6 +3,7 @@
 
 mod content;
 mod folder;
+mod meanwhile;
 pub(in crate::recording) mod partial;
 pub(in crate::recording) mod pin;
 pub(in crate::recording) mod pinned;

@@ -4,10 +4,6 @@
 //! changed. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::fs::Metadata;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -15,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::content::PinOwner;
 use super::folder::{self, hold, seconds, write_expiry};
+use super::meanwhile::changed;
 use super::pin::{PinResult, PinnedDrvs, pin};
 use crate::buildkite::git;
 use crate::counts::number;
@@ -167,7 +164,11 @@ impl PartialRecording {
         if let Some(why) = self.changed(supervisor)? {
             return Ok(Some(why));
         }
-        if let Some(why) = self.was_changed_meanwhile(supervisor)? {
+        // It may have been another one meanwhile, and be restored.
+        let first = known.iter().next();
+        let store_folder = first.map(|target| target.found.drv.as_store_path().store());
+        let goes_on = || supervisor.check();
+        if let Some(why) = changed(&self.checkout, self.began, store_folder, goes_on)? {
             return Ok(Some(why));
         }
         let content = PartialContent {
@@ -233,42 +234,6 @@ impl PartialRecording {
             // What cannot be removed goes by age.
             folder::remove(&folder, || true);
         }
-    }
-
-    /// Why the commit alone does not say what was evaluated, although it is what is checked out now, if so: a file of it that was changed
-    /// since this recording began, as one that was restored.
-    fn was_changed_meanwhile(
-        &self,
-        supervisor: &mut Supervisor,
-    ) -> Result<Option<String>, Failure> {
-        let mut stderr = Printed::default();
-        let listed = supervisor.run(
-            &git::tracked_files(&self.checkout),
-            OnStop::TermThenKill,
-            &mut stderr,
-        )?;
-        if !listed.ending.success() {
-            let why = git::reason(&stderr.into_bytes());
-            return Ok(Some(format!("git cannot list the checkout: {why}")));
-        }
-        let files = listed.stdout.split(|byte| *byte == 0);
-        let began = self.began.duration_since(SystemTime::UNIX_EPOCH);
-        let began = began.map_or((0, 0), |it| (it.as_secs(), it.subsec_nanos()));
-        // Not when it was written, which `git` and others set as they like.
-        let changed_at = |it: &Metadata| {
-            let nanoseconds = u32::try_from(it.ctime_nsec()).unwrap_or_default();
-            (u64::try_from(it.ctime()).unwrap_or_default(), nanoseconds)
-        };
-        let changed = files.map(OsStr::from_bytes).find(|file| {
-            let metadata = self.checkout.join(file).symlink_metadata();
-            metadata.is_ok_and(|it| !it.is_dir() && changed_at(&it) >= began)
-        });
-        Ok(changed.map(|file| {
-            format!(
-                "{} was changed while it was recorded",
-                file.to_string_lossy()
-            )
-        }))
     }
 
     /// Why the commit alone does not say what is recorded, if so.
