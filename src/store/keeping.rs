@@ -2,6 +2,7 @@
 //!
 //! Each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and nothing is built.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::printed::no_answer_of_nix;
 use super::{Answer, COLLECTOR_HINT, Collection, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, Trouble, class, command};
+use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
 use crate::state::StateFolder;
 use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 
@@ -143,7 +144,7 @@ impl Store {
                 return Err(copying_failure(&what, &written, &output));
             }
             let file = written_file(name, &write, &written)?;
-            let before = link.read_link().ok();
+            let before = link_id(link);
             let mut lines = vec![rooting_line(&file, link, &options)];
             lines.append(&mut questions);
             let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
@@ -168,9 +169,11 @@ impl Store {
                     }
                 }
                 _ => {
-                    check_link(name, &file, link, before.as_deref())?;
+                    let is_ours = check_link(name, &file, link, before)?;
                     let is_seen = asked.next().is_none_or(|roots| {
-                        !roots.finished.ending.success() || names_root(&roots.finished, link)
+                        !roots.finished.ending.success()
+                            || !is_ours
+                            || names_root(&roots.finished, link)
                     });
                     if is_seen || unseen || attempt == KEEPING_ATTEMPTS {
                         return Ok(Kept::By {
@@ -234,20 +237,31 @@ fn written_file(name: &str, line: &CommandLine, written: &Finished) -> Result<St
     }
 }
 
-/// Looks for the root of `file` at `link`, which led to `before`, and which Nix says it has made: a program that does nothing ends well,
-/// too, and a store on another host has no roots of this one. Another recording of the same may have rooted its own there since.
+/// What tells a link from an earlier one of its name that leads to the same: Nix makes a new one each time.
+type LinkId = (u64, i64, i64);
+
+fn link_id(link: &Path) -> Option<LinkId> {
+    let metadata = link.symlink_metadata().ok()?;
+    Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// Looks for the root of `file` at `link`, which was `before`, and which Nix says it has made: a program that does nothing ends well,
+/// too, and a store on another host has no roots of this one. False where another recording of the same has rooted its own there since.
 fn check_link(
     name: &str,
     file: &StorePath,
     link: &Path,
-    before: Option<&Path>,
-) -> Result<(), Failure> {
+    before: Option<LinkId>,
+) -> Result<bool, Failure> {
+    // Before it is read: one that is replaced in between is new all the same.
+    let is_new = link_id(link) != before;
     let is_of_another = |target: &Path| {
         let path = target.to_str().map(StorePath::parse);
-        before != Some(target) && path.is_some_and(|path| path.is_ok_and(|it| it.name() == FILE))
+        is_new && path.is_some_and(|path| path.is_ok_and(|it| it.name() == FILE))
     };
     let found = match link.read_link() {
-        Ok(target) if target == file.as_path() || is_of_another(&target) => return Ok(()),
+        Ok(target) if target == file.as_path() => return Ok(true),
+        Ok(target) if is_of_another(&target) => return Ok(false),
         Ok(target) => format!("leads to {}", target.display()),
         Err(error) => format!("cannot be read: {error}"),
     };
@@ -270,16 +284,42 @@ fn copying_failure(what: &str, finished: &Finished, output: &NixOutput) -> Failu
         class::of(Phase::Copying, finished.ending, output),
         format_args!("{what}: {message}"),
     );
-    match output.trouble(true).and_then(Trouble::hint) {
-        Some(hint) => failure.hint(hint),
+    match output.trouble(true) {
+        Some(trouble) => trouble.tell(failure),
         None => failure,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
     use crate::command_line::Ending;
+
+    #[test]
+    fn a_link_that_another_recording_has_made_since_is_no_nix_that_did_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("root");
+        let pin = |hash: &str| StorePath::parse(&format!("/s/{}-{FILE}", hash.repeat(32))).unwrap();
+        let (ours, others) = (pin("1"), pin("2"));
+        let check = |before| check_link("the pin", &ours, &link, before).ok();
+        assert_eq!(check(None), None, "there is none");
+        symlink(others.as_path(), &link).unwrap();
+        let before = link_id(&link);
+        assert_eq!(check(before), None, "it is as it was");
+        // It leads where it led before, and has led to ours in between. (The first one stays, so that no other gets its number.)
+        fs::rename(&link, folder.path().join("first")).unwrap();
+        symlink(others.as_path(), &link).unwrap();
+        assert_eq!(check(before), Some(false));
+        fs::remove_file(&link).unwrap();
+        symlink(ours.as_path(), &link).unwrap();
+        assert_eq!(check(before), Some(true));
+        fs::remove_file(&link).unwrap();
+        symlink("/s/elsewhere", &link).unwrap();
+        assert_eq!(check(before), None, "it is of something else");
+    }
 
     fn failure(ending: Ending, printed: &str) -> (Class, String) {
         let stdout = Vec::new();
