@@ -713,6 +713,46 @@ fn a_database_that_is_busy_is_waited_for_until_a_signal_comes() {
 }
 
 #[test]
+fn a_drv_that_a_target_needs_and_that_is_empty_cut_off_or_lost_is_an_infrastructure_failure() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"rec { low = file "low"; middle = with' { inherit low; } "middle" "echo > $out"; a = with' { inherit middle; } "a" "echo > $out"; }"#,
+    );
+    let target = store.target("a");
+    for needed in ["middle", "low"] {
+        let drv = store.target(needed).drv;
+        let file = Path::new(&drv);
+        let whole = fs::read(file).unwrap();
+        for length in [Some(0), Some(60), Some(whole.len() / 2), None] {
+            fs::set_permissions(store.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+            if file.exists() {
+                fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+            }
+            match length {
+                Some(length) => fs::write(file, &whole[..length]).unwrap(),
+                None => fs::remove_file(file).unwrap(),
+            }
+            for flags in [target.flags(), vec!["--attr".into(), "a".into()]] {
+                let ended = store.step(&flags).run();
+                ended
+                    .fails(75, "surroundings")
+                    .passes_on(&drv)
+                    .passes_on("retrying only helps on another host, or once this one is mended")
+                    .passes_on("hint: write it anew with `nix-instantiate --repair");
+                leaves_nothing(&store);
+            }
+            // As the hint says.
+            store.nix("nix-instantiate", ["--repair", "default.nix", "-A", "a"]);
+            assert_eq!(fs::read(file).unwrap(), whole, "{length:?}");
+        }
+    }
+    store
+        .step(target.flags())
+        .run()
+        .takes("realised", "drv-valid");
+}
+
+#[test]
 fn a_drv_that_is_empty_or_cut_off_is_an_infrastructure_failure() {
     let Some((store, target)) = store() else {
         return;

@@ -20,7 +20,7 @@ pub enum Trouble {
     Interrupted,
     /// A limit of this host was reached: processes, open files, memory.
     Limit,
-    /// The store has a `.drv` that is empty or cut off.
+    /// The store has a `.drv` whose file is empty, cut off or lost.
     DamagedDrv,
     /// The host's settings name a store in which nothing can be written or built.
     Store,

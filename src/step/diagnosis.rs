@@ -1,7 +1,7 @@
 //! What a failed build means, in words: what failed, why, and what can be done about it.
 
 use crate::exit::{Class, Failure};
-use crate::nix::{Cause, DrvPath, Fault, NixOutput, OF_THIS_HOST, Trouble, class};
+use crate::nix::{Cause, DrvPath, Fault, NixOutput, Trouble, class};
 
 /// What to do about a builder that the system does not start (`E2BIG`).
 const TOO_LONG: &str = "list large attributes in `passAsFile`, or use `__structuredAttrs`: the system limits a builder's environment (128 KiB for one variable)";
@@ -69,11 +69,16 @@ pub(super) fn of_realise(
     with_hint(failure, nix_output)
 }
 
-/// The failure of a step whose `.drv` is registered in the store, and is not whole.
-pub(super) fn of_damaged(drv: &DrvPath) -> Failure {
+/// The failure of a step whose `.drv`, or the one that is `damaged` and that it needs, is registered in the store, and is not whole.
+pub(super) fn of_damaged(drv: &DrvPath, damaged: &DrvPath) -> Failure {
+    let whose = if damaged == drv {
+        "its file".to_owned()
+    } else {
+        format!("the file of {damaged}, which it needs,")
+    };
     Trouble::DamagedDrv.tell(Failure::new(
         Class::Infrastructure,
-        format_args!("{drv} was not built: its file is empty or cut off"),
+        format_args!("{drv} was not built: {whose} is empty or cut off"),
     ))
 }
 
@@ -203,9 +208,7 @@ fn with_hint(failure: Failure, nix_output: &NixOutput) -> Failure {
         Class::Signal(9) => failure.hint(
             "give the step more memory, if memory ran out: the kernel kills with signal 9 then",
         ),
-        Class::Infrastructure if is_missing_drv(error) => failure.meaning(OF_THIS_HOST).hint(
-            "run `nix-store --verify` on this host: the `.drv` is registered in its store, and the file is gone",
-        ),
+        Class::Infrastructure if is_missing_drv(error) => Trouble::DamagedDrv.tell(failure),
         Class::Infrastructure => match nix_output.trouble(true) {
             None if unreachable => Trouble::NotDownloaded.tell(failure),
             None => failure,

@@ -1,10 +1,12 @@
 //! The outputs of a derivation, as the file of its `.drv` says. Nix is not asked: in a store that is not where its paths say, nothing is
 //! known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use crate::exit::Failure;
 use crate::nix::{
-    DrvPath, StorePath, derivation_text, is_cut_off, is_fixed_output, outputs_of_derivation,
+    DrvPath, StorePath, derivation_text, inputs_of_derivation, is_cut_off, is_fixed_output,
+    outputs_of_derivation,
 };
 
 /// The outputs of a derivation, by name.
@@ -17,8 +19,6 @@ pub(super) struct DrvOutputs {
     pub(super) paths: BTreeMap<String, Option<StorePath>>,
     /// Whether the derivation has a fixed output.
     pub(super) fixed: bool,
-    /// Whether there is a file that is no whole derivation.
-    pub(super) cut_off: bool,
 }
 
 impl DrvOutputs {
@@ -30,7 +30,6 @@ impl DrvOutputs {
         Self {
             paths: outputs_of_derivation(&text).unwrap_or_default(),
             fixed: is_fixed_output(&text),
-            cut_off: is_cut_off(&text),
         }
     }
 
@@ -43,6 +42,41 @@ impl DrvOutputs {
             .collect();
         outputs.filter(|outputs| !outputs.is_empty())
     }
+}
+
+/// The first `.drv` that is no whole derivation, of those that Nix would read to realise this one: what `drv` needs, as far as the
+/// outputs of what needs it are not there. `goes_on` is called for each.
+///
+/// # Errors
+/// Those of `goes_on`.
+pub(super) fn cut_off(
+    drv: &DrvPath,
+    mut goes_on: impl FnMut() -> Result<(), Failure>,
+) -> Result<Option<DrvPath>, Failure> {
+    let mut seen = HashSet::from([drv.clone()]);
+    let mut waiting = vec![drv.clone()];
+    while let Some(next) = waiting.pop() {
+        goes_on()?;
+        let Ok(text) = derivation_text(&next) else {
+            continue;
+        };
+        if is_cut_off(&text) {
+            return Ok(Some(next));
+        }
+        let outputs = outputs_of_derivation(&text).unwrap_or_default();
+        let mut paths = outputs.values().flatten();
+        let all_known = paths.clone().count() == outputs.len();
+        if all_known && paths.all(|path| path.as_path().symlink_metadata().is_ok()) {
+            continue;
+        }
+        let inputs = inputs_of_derivation(&text).unwrap_or_default();
+        waiting.extend(
+            inputs
+                .into_iter()
+                .filter(|input| seen.insert(input.clone())),
+        );
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Realising a `.drv`: building or substituting its outputs, and telling a `.drv` that is gone from a build that failed.
 
 use super::diagnosis;
-use super::drv_outputs::DrvOutputs;
+use super::drv_outputs::{DrvOutputs, cut_off};
 use super::outputs::VerifiedOutputs;
 use super::report::{Reason, WayName};
 use super::run::{NixRun, StepRun};
@@ -10,6 +10,7 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::{
     Cause, Disturbance, DrvPath, Fault, NixOutput, Phase, StorePath, Trouble, class, command,
+    derivation_text, is_cut_off,
 };
 
 /// The result of realising a `.drv`.
@@ -41,8 +42,10 @@ impl StepRun<'_> {
             let options = self.options()?;
             // Read before the collector can take it.
             let in_drv = DrvOutputs::read(drv);
-            if in_drv.cut_off && self.is_damaged(drv)? {
-                return Err(diagnosis::of_damaged(drv));
+            if let Some(damaged) = cut_off(drv, || self.supervisor.check())?
+                && self.is_damaged(&damaged)?
+            {
+                return Err(diagnosis::of_damaged(drv, &damaged));
             }
             let line = command::realise(drv, self.link.as_deref(), &options);
             let heading = format_args!("building {}", drv.name());
@@ -124,7 +127,8 @@ impl StepRun<'_> {
     /// Whether a `.drv` whose file is no whole derivation stays so: a process that is writing it registers it afterwards. Nix must not
     /// read it: 2.8 and 2.26 do until memory runs out.
     fn is_damaged(&mut self, drv: &DrvPath) -> Result<bool, Failure> {
-        let damaged = self.is_valid(drv.as_store_path())? && DrvOutputs::read(drv).cut_off;
+        let damaged = self.is_valid(drv.as_store_path())?
+            && derivation_text(drv).is_ok_and(|text| is_cut_off(&text));
         if damaged && self.way == Some(WayName::Realised) {
             self.reason = Some(self.realised_reason());
         }

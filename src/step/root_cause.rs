@@ -160,7 +160,6 @@ mod tests {
         let outputs = DrvOutputs {
             paths: [("out".to_owned(), out), ("dev".to_owned(), None)].into(),
             fixed: false,
-            cut_off: false,
         };
         let names = |error: &str| names_drv_or_output(error, &drv, &outputs);
         assert!(names(&format!(
