@@ -404,6 +404,36 @@ fn a_fixed_output_that_keeps_references_is_green_only_with_what_is_valid() {
 }
 
 #[test]
+fn a_daemon_that_is_killed_at_a_fixed_output_is_not_blamed_on_it_where_it_would_refuse_it() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{ fixed = with' { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="; }
+             "fixed" "echo > $out"; }"#,
+    );
+    let drv = store.target("fixed").drv;
+    let daemon = store.daemon();
+    let dies = format!(
+        "case \"$*\" in *--realise*) echo \"building '{drv}'...\" >&2; echo 'error: unexpected end-of-file' >&2; exit 1;; esac"
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", &dies);
+    let ended = store
+        .step(["--drv", &drv])
+        .envs(daemon.env())
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    if is_nix_on(&path_of_daemons(&store), "2.8") {
+        ended
+            .fails(100, "build")
+            .passes_on("may refer to other store paths");
+    } else {
+        ended.fails(75, "surroundings");
+    }
+    let calls = stand_ins.calls("nix-store");
+    let is_realise = |call: &&Vec<String>| call.contains(&"--realise".to_owned());
+    assert_eq!(calls.iter().filter(is_realise).count(), 2, "{ended}");
+}
+
+#[test]
 fn only_a_fixed_output_that_was_built_just_now_is_asked_for() {
     let Some(store) = Store::new() else { return };
     let made = store.write("made", "hello\n");
@@ -487,38 +517,52 @@ fn what_nix_calls_missing_a_second_time_though_it_is_valid_is_believed() {
 }
 
 /// As Nix ends where the collector takes a `.drv` between two looks of its own: it aborts, and through a daemon the daemon's worker
-/// does. By the time we look, another step has registered the `.drv` again.
-fn deaths_of_a_lost_drv() -> [(&'static str, String); 4] {
+/// does; and where it takes a source, of which no version says anything. By the time we look, another step has registered it again.
+/// With how the step ends where that happens each time.
+fn deaths_of_what_was_lost() -> [(&'static str, String, (i32, &'static str)); 5] {
     let aborts = |place: &str| {
         format!("echo \"nix-store: src/libstore/build/{place}' failed.\" >&2; kill -ABRT $$")
     };
-    let disconnects = |message: &str| format!("echo 'error: {message}' >&2; exit 1");
+    let ends = |message: &str| format!("echo 'error: {message}' >&2; exit 1");
+    let surroundings = (75, "surroundings");
+    let needed = format!(
+        "1 dependencies of derivation {} failed to build",
+        "'\\''/s/0123456789abcdfghijklmnpqrsvwxyz-a.drv'\\''"
+    );
     [
         (
             "2.8",
             aborts(
                 "derivation-goal.cc:194: void nix::DerivationGoal::loadDerivation(): Assertion \\`worker.evalStore.isValidPath(drvPath)",
             ),
+            surroundings,
         ),
         (
             "2.26",
             aborts(
                 "derivation-goal.cc:190: nix::Goal::Co nix::DerivationGoal::loadDerivation(): Assertion \\`drv",
             ),
+            surroundings,
         ),
-        ("a daemon of 2.8", disconnects("unexpected end-of-file")),
+        (
+            "a daemon of 2.8",
+            ends("unexpected end-of-file"),
+            surroundings,
+        ),
         (
             "a daemon of 2.26",
-            disconnects("Nix daemon disconnected unexpectedly (maybe it crashed?)"),
+            ends("Nix daemon disconnected unexpectedly (maybe it crashed?)"),
+            surroundings,
         ),
+        ("a source", ends(&needed), (100, "build")),
     ]
 }
 
 #[test]
-fn a_nix_that_dies_of_a_drv_that_was_lost_and_is_valid_by_now_realises_it_again() {
+fn a_nix_that_dies_of_what_was_lost_and_is_valid_by_now_realises_it_again() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
-    for (number, (who, death)) in deaths_of_a_lost_drv().into_iter().enumerate() {
+    for (number, (who, death, each_time)) in deaths_of_what_was_lost().into_iter().enumerate() {
         for times in [1, 9] {
             let script = format!(
                 "case \"$*\" in *--realise*) if [ \"$NTH\" -le {times} ]; then {death}; fi;; esac"
@@ -537,17 +581,18 @@ fn a_nix_that_dies_of_a_drv_that_was_lost_and_is_valid_by_now_realises_it_again(
                 is_true(&ended, &store);
                 let _ = fs::remove_file(store.work().join("result"));
             } else {
-                ended.fails(75, "surroundings");
+                let (status, class) = each_time;
+                ended.fails(status, class);
             }
         }
     }
 }
 
 #[test]
-fn an_evaluation_of_which_nix_dies_because_a_drv_was_lost_is_done_again() {
+fn an_evaluation_of_which_nix_dies_of_what_was_lost_is_done_again() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
-    for (number, (who, death)) in deaths_of_a_lost_drv().into_iter().enumerate() {
+    for (number, (who, death, _)) in deaths_of_what_was_lost().into_iter().enumerate() {
         let script = format!("if [ \"$NTH\" = 1 ]; then {death}; fi");
         let bin = store.root().join(format!("dying-{number}"));
         let stand_ins = StandIns::new(&bin).before("nix-instantiate", &script);
@@ -567,12 +612,15 @@ fn an_evaluation_of_which_nix_dies_because_a_drv_was_lost_is_done_again() {
 fn a_builder_that_prints_the_collectors_words_is_run_once() {
     let Some(store) = Store::new() else { return };
     store.targets(
-        r#"rec { dep = file "dep"; hello = build "hello" "echo \"error: path '${dep}' is not valid\" >&2; exit 3"; }"#,
+        r#"rec { dep = file "dep"; hello = build "hello" "echo \"error: path '${dep}' is not valid\" >&2; echo \"error: 1 dependencies of derivation '${dep}.drv' failed to build\" >&2; exit 3"; }"#,
     );
     let target = store.target("hello");
     for form in ["pretty", "raw"] {
         let ended = store.step(target.flags()).args(["--log", form]).run();
-        ended.fails(100, "build").never_says(" was missing, ");
+        ended
+            .fails(100, "build")
+            .never_says(" was missing, ")
+            .never_says("realising hello again");
     }
 }
 

@@ -91,6 +91,8 @@ pub enum Disturbance {
     Daemon,
     /// Nix aborted, as it does for the same reason where there is no daemon.
     Aborted,
+    /// Something that a derivation needs could not be had, and nothing failed to build: a source is missing, of which Nix says nothing.
+    Unnamed,
 }
 
 impl NixOutput {
@@ -538,6 +540,10 @@ impl NixOutput {
         }
         if self.trouble(false) == Some(Trouble::DaemonGone) {
             return Some(Disturbance::Daemon);
+        }
+        if self.dependency_failed {
+            let is_all = self.faults.is_empty() && self.failed == 0;
+            return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
         let (_, rest) = error.split_once(['\'', '"'])?;
         let (path, after) = rest.split_once(['\'', '"'])?;

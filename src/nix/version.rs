@@ -30,6 +30,17 @@ pub fn collects_what_is_in_use(version: &str) -> bool {
     numbers(version).is_some_and(|numbers| numbers < COLLECTOR_FIXED)
 }
 
+/// The first version of Nix that was seen to refuse a fixed output that refers to other paths. 2.8 aborts when it registers one.
+const REFERENCES_REFUSED: (u32, u32) = (2, 26);
+
+/// Whether the daemon of this version may abort at a fixed output that refers to other paths. One that tells no version is old.
+#[must_use]
+pub fn aborts_at_references(daemon: Option<&str>) -> bool {
+    daemon
+        .and_then(numbers)
+        .is_none_or(|numbers| numbers < REFERENCES_REFUSED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::{
     Cause, Disturbance, DrvPath, Fault, NixOutput, Phase, StorePath, Trouble, class, command,
-    derivation_text, is_cut_off,
+    derivation_text, is_cut_off, version,
 };
 
 /// The result of realising a `.drv`.
@@ -82,7 +82,7 @@ impl StepRun<'_> {
             }
             let died_at = fixed_output_at_death(&output, |drv| DrvOutputs::read(drv).fixed);
             let dies_again = died_at.is_some() && died_at == died_before;
-            if dies_again {
+            if dies_again && self.may_die_of_references()? {
                 output.faults.push(Fault {
                     drv: died_at.clone(),
                     cause: Cause::Output(DAEMON_DIES.into()),
@@ -135,6 +135,19 @@ impl StepRun<'_> {
         Ok(damaged)
     }
 
+    /// Whether the daemon may have died of a fixed output that refers to other paths, as far as its version says, and the memory that
+    /// was left.
+    fn may_die_of_references(&mut self) -> Result<bool, Failure> {
+        if self.killed_for_memory() > 0 {
+            return Ok(false);
+        }
+        let Some(version) = self.store.version(self.supervisor)? else {
+            return Ok(false);
+        };
+        let identity = self.store.identity(self.supervisor, &version)?;
+        Ok(identity.is_ok_and(|it| version::aborts_at_references(it.version.as_deref())))
+    }
+
     /// Why the recorded `.drv` is realised: to be asked once it was.
     pub(super) fn realised_reason(&self) -> Reason {
         if self.drv_file || self.appeared {
@@ -169,6 +182,9 @@ impl StepRun<'_> {
             Some(Missing::Daemon) => self.log.say(format_args!(
                 "the daemon died before it built anything: realising {name} again"
             )),
+            Some(Missing::Unnamed) => self.log.say(format_args!(
+                "Nix lacked something that is needed, nothing failed to build, and all of it is valid now: realising {name} again"
+            )),
         }
         Ok(true)
     }
@@ -182,12 +198,14 @@ enum Missing {
     Drv,
     /// The daemon, whose worker may have died of the same. It has other reasons to, too, once there is something to build.
     Daemon,
+    /// What `drv` needs, and is no output: Nix does not say what.
+    Unnamed,
 }
 
 /// What was missing when Nix failed because of that; none where the failure has another cause.
 fn missing(output: &NixOutput, ending: Ending) -> Option<Missing> {
     // A builder may print the same words, and then fails in its own way.
-    if output.root_cause().is_some() || output.dependency_failed {
+    if output.root_cause().is_some() {
         return None;
     }
     match output.disturbance(ending)? {
@@ -201,6 +219,7 @@ fn missing(output: &NixOutput, ending: Ending) -> Option<Missing> {
         }
         Disturbance::Aborted => Some(Missing::Drv),
         Disturbance::Daemon => output.begun.is_empty().then_some(Missing::Daemon),
+        Disturbance::Unnamed => Some(Missing::Unnamed),
     }
 }
 
@@ -245,6 +264,12 @@ mod tests {
         assert_eq!(missing(&[died]), Some(Missing::Daemon));
         let building = format!("building '/s/{HASH}-y.drv'...");
         assert_eq!(missing(&[&building, died]), None);
+        let needed =
+            format!("error: 1 dependencies of derivation '/s/{HASH}-z.drv' failed to build");
+        assert_eq!(missing(&[&building, &needed]), Some(Missing::Unnamed));
+        let failed =
+            format!("error: builder for '/s/{HASH}-y.drv' failed with exit code 1\n{needed}");
+        assert_eq!(missing(&[&building, &failed]), None);
     }
 
     #[test]

@@ -200,7 +200,9 @@ impl<'a> Diagnosis<'a> {
         if *is_repetition && let Some(failure) = no_folder {
             return Ok(Verdict::Fail(failure));
         }
-        let is_doubtful = class::is_worth_another_try(class) || no_folder.is_some();
+        let is_doubtful = class::is_worth_another_try(class)
+            || no_folder.is_some()
+            || nix_output.disturbance(*ending) == Some(Disturbance::Unnamed);
         if is_doubtful && (is_noted || self.repeated.insert(at.clone())) {
             if !is_noted {
                 self.noted.insert(at.clone(), *now);
@@ -255,7 +257,7 @@ impl<'a> Diagnosis<'a> {
         } = failed;
         let gone;
         let by = match nix_output.disturbance(*ending) {
-            None => return Ok(None),
+            None | Some(Disturbance::Unnamed) => return Ok(None),
             Some(Disturbance::Aborted) => DisturbedBy::Collector,
             Some(Disturbance::Daemon) => DisturbedBy::Daemon(message),
             Some(Disturbance::Gone(path)) => {

@@ -120,12 +120,15 @@ mod tests {
         ] {
             fs::write(checkout.join(file), "x").unwrap();
         }
-        let mark = outer.path().join("mark");
-        let made = changed_at(&checkout.metadata().unwrap());
-        // The clock of files stands still for some milliseconds.
-        let began = loop {
+        let mark = || {
+            let mark = outer.path().join("mark");
             fs::write(&mark, "").unwrap();
-            let now = changed_at(&mark.metadata().unwrap());
+            changed_at(&mark.metadata().unwrap())
+        };
+        // The clock of files stands still for some milliseconds.
+        let made = mark();
+        let began = loop {
+            let now = mark();
             if now > made {
                 break SystemTime::UNIX_EPOCH + Duration::new(now.0, now.1);
             }
