@@ -62,6 +62,17 @@ in {{
     ))
 }
 
+/// What git prints in the checkout.
+fn git(store: &Store, words: &[&str]) -> String {
+    let line = Command::new("git")
+        .args(words)
+        .current_dir(store.work())
+        .output();
+    let printed = line.unwrap();
+    assert!(printed.status.success(), "{words:?}");
+    String::from_utf8(printed.stdout).unwrap().trim().to_owned()
+}
+
 impl Scene {
     fn new() -> Option<Self> {
         tool("git")?;
@@ -72,12 +83,7 @@ impl Scene {
 
     fn of(store: Store) -> Self {
         commit(&store.work());
-        let hash = Command::new("git")
-            .args(["rev-parse", "HEAD"])
-            .current_dir(store.work())
-            .output()
-            .unwrap();
-        let commit = String::from_utf8(hash.stdout).unwrap().trim().to_owned();
+        let commit = git(&store, &["rev-parse", "HEAD"]);
         let scene = Self { store, commit };
         let left = scene.left();
         fs::create_dir(&left).unwrap();
@@ -359,6 +365,27 @@ fn what_was_found_in_a_checkout_that_was_changed_and_restored_is_not_kept() {
         let ended = running.end();
         ended.exits(143);
         assert_eq!(scene.kept().is_empty(), is_changed, "{ended}");
+    }
+}
+
+#[test]
+fn what_was_found_in_a_checkout_that_git_does_not_look_at_is_not_kept() {
+    for word in ["--skip-worktree", "--assume-unchanged"] {
+        let Some(scene) = Scene::new() else { return };
+        let mark = |word: &str| git(&scene.store, &["update-index", word, "ci.nix"]);
+        mark(word);
+        stopped(&scene.job("p"));
+        assert_eq!(scene.kept().len(), 0, "{word}");
+        mark(&word.replace("--", "--no-"));
+        stopped(&scene.job("p"));
+        assert_eq!(scene.kept().len(), 1, "{word}");
+        // Nor is it gone on with there.
+        mark(word);
+        scene.go();
+        let ended = scene.job("p").run();
+        ended
+            .exits(0)
+            .passes_on("cannot be continued: git does not look at ci.nix");
     }
 }
 

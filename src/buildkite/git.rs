@@ -282,6 +282,25 @@ pub fn is_clean(printed: &[u8], commit: &str) -> bool {
     head == Some(commit) && text.lines().all(|line| line.starts_with("# "))
 }
 
+/// Prints the files that are part of what is checked out in `folder`, each behind a letter that says what git makes of it, with a null
+/// byte behind each.
+#[must_use]
+pub fn files(folder: &Path) -> CommandLine {
+    git(folder, &[&["ls-files", "-v", "-z"]])
+}
+
+/// The first of the files that [`files`] prints whose state in the checkout git does not look at: one that a sparse checkout leaves
+/// out, or that is assumed to be unchanged.
+#[must_use]
+pub fn first_unseen(printed: &[u8]) -> Option<&[u8]> {
+    let mut lines = printed.split(|byte| *byte == 0);
+    lines.find_map(|line| match line {
+        [] | [b'H', b' ', ..] => None,
+        [_letter, _space, file @ ..] => Some(file),
+        other => Some(other),
+    })
+}
+
 /// A command of git, which asks nothing, leaves nothing to a process behind it, and speaks English.
 fn git(folder: &Path, words: &[&[&str]]) -> CommandLine {
     let settings = [
@@ -351,6 +370,14 @@ pub fn is_missing(reason: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_git_does_not_look_at_is_found() {
+        assert_eq!(first_unseen(b""), None);
+        assert_eq!(first_unseen(b"H a\0H b c\0"), None);
+        assert_eq!(first_unseen(b"H a\0S lib/x\0h y\0"), Some(&b"lib/x"[..]));
+        assert_eq!(first_unseen(b"h y\0"), Some(&b"y"[..]));
+    }
 
     const COMMIT: &str = "0123456789012345678901234567890123456789";
 

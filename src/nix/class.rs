@@ -71,6 +71,9 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
         Ending::Exited(_) if phase == Phase::Copying => Class::Infrastructure,
         Ending::Exited(_) if evaluates && nix_output.is_expressions_own() => Class::Evaluation,
         Ending::Exited(_) if nix_output.refuses_settings() => Class::Config,
+        Ending::Exited(_) if nix_output.disturbance(ending) == Some(Disturbance::Unnamed) => {
+            Class::Infrastructure
+        }
         Ending::Exited(status) => of_faults(nix_output)
             // A store that builds nothing ends with the status of a failed build (2.34).
             .or_else(|| {
@@ -300,6 +303,10 @@ mod tests {
             (&[time, failed, hash], Class::Mixed),
             (
                 &["1 dependencies of derivation 'DRV' failed to build"],
+                Class::Infrastructure,
+            ),
+            (
+                &[failed, "1 dependencies of derivation 'DRV' failed to build"],
                 Class::Build,
             ),
             (

@@ -66,7 +66,7 @@ impl Trouble {
                 "raise the agent's limits (`ulimit -a`: processes, open files, memory), or run fewer jobs at once on this host"
             }
             Self::DamagedDrv => {
-                "write it anew with `nix-instantiate --repair FILE -A ATTR` on this host: its store has lost contents of files, as after a power failure, which `nix-store --verify --check-contents` lists"
+                "write it anew with `nix-instantiate --repair FILE -A ATTR` on this host (of a flake, with `--repair --expr '(builtins.getFlake \"URL\").ATTR'`): its store has lost contents of files, as after a power failure, which `nix-store --verify --check-contents` lists"
             }
             Self::Store => {
                 "check NIX_REMOTE and the setting `store`: they name a store in which this Nix cannot write or build"

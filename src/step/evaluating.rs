@@ -248,8 +248,7 @@ fn run(
         step.find_root_cause(&mut output, None)?;
     }
     let mut class = class::of(phase, finished.ending, &output);
-    let mut doubtful = class::is_worth_another_try(class)
-        || output.disturbance(finished.ending) == Some(Disturbance::Unnamed);
+    let mut doubtful = class::is_worth_another_try(class);
     let mut throws = false;
     let is_suspect = class == Class::Infrastructure && output.trouble(false).is_some()
         || class == Class::Evaluation && output.disturbance(finished.ending).is_some();

@@ -200,9 +200,7 @@ impl<'a> Diagnosis<'a> {
         if *is_repetition && let Some(failure) = no_folder {
             return Ok(Verdict::Fail(failure));
         }
-        let is_doubtful = class::is_worth_another_try(class)
-            || no_folder.is_some()
-            || nix_output.disturbance(*ending) == Some(Disturbance::Unnamed);
+        let is_doubtful = class::is_worth_another_try(class) || no_folder.is_some();
         if is_doubtful && (is_noted || self.repeated.insert(at.clone())) {
             if !is_noted {
                 self.noted.insert(at.clone(), *now);

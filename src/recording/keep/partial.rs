@@ -14,6 +14,7 @@ use super::folder::{self, hold, seconds, write_expiry};
 use super::meanwhile::changed;
 use super::pin::{PinResult, PinnedDrvs, pin};
 use crate::buildkite::git;
+use crate::command_line::CommandLine;
 use crate::counts::number;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::fingerprint::fingerprint;
@@ -241,23 +242,44 @@ impl PartialRecording {
         if self.undetermined.is_some() {
             return Ok(self.undetermined.clone());
         }
-        let mut stderr = Printed::default();
-        let status = git::status(&self.checkout);
-        let finished = match supervisor.run(&status, OnStop::TermThenKill, &mut stderr) {
-            Err(failure) if failure.class == Class::MissingProgram => {
-                return Ok(Some("there is no git to look at the checkout".into()));
-            }
-            finished => finished?,
+        let status = match self.git(git::status, supervisor)? {
+            Ok(status) => status,
+            Err(why) => return Ok(Some(why)),
         };
-        Ok(if !finished.ending.success() {
-            Some(format!(
-                "git cannot look at the checkout: {}",
-                git::reason(&stderr.into_bytes())
-            ))
-        } else if git::is_clean(&finished.stdout, &self.commit) {
-            None
+        if !git::is_clean(&status, &self.commit) {
+            return Ok(Some(format!("the checkout is not {}", self.commit)));
+        }
+        let files = match self.git(git::files, supervisor)? {
+            Ok(files) => files,
+            Err(why) => return Ok(Some(why)),
+        };
+        Ok(git::first_unseen(&files).map(|file| {
+            format!(
+                "git does not look at {} (a sparse checkout, or one that is assumed to be unchanged)",
+                String::from_utf8_lossy(file)
+            )
+        }))
+    }
+
+    /// What git prints of the checkout; else why it does not.
+    fn git(
+        &self,
+        line: fn(&Path) -> CommandLine,
+        supervisor: &mut Supervisor,
+    ) -> Result<Result<Vec<u8>, String>, Failure> {
+        let mut stderr = Printed::default();
+        let finished =
+            match supervisor.run(&line(&self.checkout), OnStop::TermThenKill, &mut stderr) {
+                Err(failure) if failure.class == Class::MissingProgram => {
+                    return Ok(Err("there is no git to look at the checkout".into()));
+                }
+                finished => finished?,
+            };
+        Ok(if finished.ending.success() {
+            Ok(finished.stdout)
         } else {
-            Some(format!("the checkout is not {}", self.commit))
+            let why = git::reason(&stderr.into_bytes());
+            Err(format!("git cannot look at the checkout: {why}"))
         })
     }
 }
