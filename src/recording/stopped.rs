@@ -22,7 +22,7 @@ use crate::log::Log;
 use crate::nix::LockedFlake;
 use crate::parallel;
 use crate::state::StateFolder;
-use crate::store::Store;
+use crate::store::{ATTEMPTS, Store};
 use crate::supervise::Supervisor;
 
 /// How long keeping what was found may take. The agent kills what is left of a job ten seconds after it has asked it to end, and
@@ -154,8 +154,8 @@ impl Unfinished<'_> {
         supervisor: &mut Supervisor,
     ) -> Result<(), Failure> {
         let evaluated = reached.evaluated;
-        // One that was collected meanwhile is none.
-        let found = EvaluationResult {
+        // One that was collected meanwhile is none; and one that is collected between two looks is none at the next.
+        let still_there = || EvaluationResult {
             targets: evaluated
                 .targets
                 .iter()
@@ -164,7 +164,8 @@ impl Unfinished<'_> {
                 .collect(),
             ..EvaluationResult::default()
         };
-        let targets = targets(&found)
+        let targets = (0..ATTEMPTS)
+            .find_map(|_| targets(&still_there()).ok())
             .map(|(targets, _)| targets)
             .unwrap_or_default();
         let errors = ErrorLists::of(evaluated, &self.request.expect_errors);
