@@ -106,6 +106,45 @@ mod tests {
     }
 
     #[test]
+    fn only_what_nix_would_read_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(format!("{}-{name}", "0".repeat(32)));
+        let drv = |name: &str| DrvPath::parse(path(name).to_str().unwrap()).unwrap();
+        let write = |name: &str, inputs: &[&str]| {
+            let out = path(name.strip_suffix(".drv").unwrap());
+            let inputs: Vec<String> = inputs
+                .iter()
+                .map(|input| format!(r#"("{}",["out"])"#, path(input).display()))
+                .collect();
+            let text = format!(
+                r#"Derive([("out","{}","","")],[{}],[],"x","/bin/sh",[],[])"#,
+                out.display(),
+                inputs.join(",")
+            );
+            std::fs::write(path(name), text).unwrap();
+        };
+        let found = || cut_off(&drv("top.drv"), || Ok(())).unwrap();
+        assert_eq!(found(), None, "nothing can be read");
+        write("top.drv", &["left.drv", "right.drv"]);
+        write("left.drv", &["low.drv"]);
+        write("right.drv", &["low.drv"]);
+        write("low.drv", &[]);
+        assert_eq!(found(), None);
+        std::fs::write(path("low.drv"), "Derive([(\"out\",\"").unwrap();
+        assert_eq!(found(), Some(drv("low.drv")));
+        // What needs it is built: Nix reads no further.
+        std::fs::write(path("left"), "").unwrap();
+        assert_eq!(found(), Some(drv("low.drv")));
+        std::fs::write(path("right"), "").unwrap();
+        assert_eq!(found(), None);
+        std::fs::remove_file(path("right")).unwrap();
+        std::fs::write(path("top"), "").unwrap();
+        assert_eq!(found(), None);
+        std::fs::write(path("top.drv"), "").unwrap();
+        assert_eq!(found(), Some(drv("top.drv")));
+    }
+
+    #[test]
     fn a_drv_that_cannot_be_read_has_no_known_outputs() {
         let drv = DrvPath::parse("/s/0123456789abcdfghijklmnpqrsvwxyz-none.drv").unwrap();
         let outputs = DrvOutputs::read(&drv);
