@@ -45,6 +45,7 @@
 //! | 2 | [`secrets`] | the one detector of credentials: what of a text is secret, and where it belongs |
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
 //! | 1 | [`fingerprint`] | hashes as text |
+//! | 1 | [`similar`] | the name that a misspelt one was probably meant to be |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
 //! | 1 | [`private`] | files and folders that are their user's alone, whatever the umask |
 //!
