@@ -855,6 +855,9 @@ fn a_nix_that_does_something_else_is_an_infrastructure_failure() {
         }
         let ended = recording(&store).env("PATH", &path).run();
         records_nothing(&ended, 75, "");
+        if ["nothing", "else"].contains(&name) {
+            ended.passes_on("eval-once doctor` says which");
+        }
         assert!(
             ended.stderr.len() < 100_000,
             "{name}: {}",

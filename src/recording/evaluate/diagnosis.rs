@@ -213,9 +213,14 @@ impl<'a> Diagnosis<'a> {
         }
         if class == Class::Infrastructure {
             let what = format!("{name} was not evaluated");
-            return Ok(Verdict::Fail(class::infrastructure_failure(
-                what, nix_output, &message,
-            )));
+            let failure = class::infrastructure_failure(what, nix_output, &message);
+            return Ok(Verdict::Fail(match ending {
+                // An evaluator that ends well has said all that it was asked.
+                Ending::Exited(0) => failure.hint(
+                    "check that the Nix programs on PATH are Nix's own: `eval-once doctor` says which they are",
+                ),
+                _ => failure,
+            }));
         }
         Ok(self.evaluation_error(at, own_words))
     }
