@@ -45,6 +45,8 @@ pub struct NixOutput {
     gathered: MessageLines,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
+    /// How many messages say something else than that.
+    reasons: usize,
     /// The message about an assertion of Nix's own that did not hold: Nix aborts then.
     pub assertion: Option<String>,
     /// Infrastructure failures that stand in other messages than the one that Nix ended with.
@@ -266,6 +268,7 @@ impl NixOutput {
     }
 
     fn read_error(&mut self, error: &str, message: bool) {
+        self.reasons += 1;
         if let Some(fault) = fault(error) {
             self.add(fault, message);
         } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
@@ -290,8 +293,14 @@ impl NixOutput {
             && error.contains("dependencies of derivation")
             && self.may_be_nixs(message)
         {
-            self.dependency_failed = true;
+            self.depends_on_a_failure();
         }
+    }
+
+    /// The message that is being read says no more than that something else failed.
+    fn depends_on_a_failure(&mut self) {
+        self.dependency_failed = true;
+        self.reasons = self.reasons.saturating_sub(1);
     }
 
     /// Adds the fault that neither this host nor a remote builder builds something. Before 2.3x, Nix names no derivation.
@@ -312,7 +321,9 @@ impl NixOutput {
     fn read_reason(&mut self, drv: DrvPath, reason: &str, message: bool) {
         let cause =
             if reason.contains("dependency failed") || reason.contains("dependencies failed") {
-                self.dependency_failed |= self.may_be_nixs(message);
+                if self.may_be_nixs(message) {
+                    self.depends_on_a_failure();
+                }
                 return;
             } else if reason.starts_with("local builds are disabled") {
                 return self.add_missing_machine(message);
@@ -542,7 +553,7 @@ impl NixOutput {
             return Some(Disturbance::Daemon);
         }
         if self.dependency_failed {
-            let is_all = self.faults.is_empty() && self.failed == 0;
+            let is_all = self.faults.is_empty() && self.failed == 0 && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
         let (_, rest) = error.split_once(['\'', '"'])?;

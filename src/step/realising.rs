@@ -267,6 +267,11 @@ mod tests {
         let needed =
             format!("error: 1 dependencies of derivation '/s/{HASH}-z.drv' failed to build");
         assert_eq!(missing(&[&building, &needed]), Some(Missing::Unnamed));
+        let further = needed.replace("-z.drv", "-top.drv");
+        assert_eq!(missing(&[&needed, &further]), Some(Missing::Unnamed));
+        // Nix has refused what is needed, in words that name no derivation.
+        let refused = "error: exportReferencesGraph: no";
+        assert_eq!(missing(&[refused, &needed]), None);
         let failed =
             format!("error: builder for '/s/{HASH}-y.drv' failed with exit code 1\n{needed}");
         assert_eq!(missing(&[&building, &failed]), None);
