@@ -34,10 +34,13 @@ impl StandIns {
     pub(crate) fn before(self, program: &str, script: &str) -> Self {
         let real = tool(program).unwrap();
         let log = self.log(program);
+        // A call has its number before it is written down: whoever sees it there knows which one it is, and may begin the next. Where no
+        // file can be made, the number is what it was.
         let text = format!(
             "#!/bin/sh\n\
+             NTH=$(($(cat '{log}' 2>/dev/null | tr -dc '\\036' | wc -c) + 1))\n\
+             until (set -C; : >'{log}'.$NTH) 2>/dev/null || [ ! -e '{log}'.$NTH ]; do NTH=$((NTH + 1)); done\n\
              {{ printf '%s\\037' \"$@\"; printf '\\036'; }} >>'{log}'\n\
-             NTH=$(tr -dc '\\036' <'{log}' | wc -c)\n\
              REAL='{real}'\n\
              {script}\n\
              exec \"$REAL\" \"$@\"\n",
