@@ -23,7 +23,7 @@ use crate::support::{
     program::read_json,
     stand_in::StandIns,
     store::Store,
-    target::fifo,
+    target::{fifo, let_go},
     terminal::Terminal,
     until,
 };
@@ -422,7 +422,7 @@ fn a_job_that_is_cancelled_while_it_waits_for_a_slot_is_gone() {
 fn a_step_that_was_started_with_hup_ignored_survives_its_terminal() {
     let Some(store) = Store::new() else { return };
     let (begun, go) = (store.root().join("begun"), store.root().join("go"));
-    unix::unistd::mkfifo(&go, unix::sys::stat::Mode::S_IRWXU).unwrap();
+    fifo(&go);
     store.write(
         "default.nix",
         &format!(
@@ -441,7 +441,7 @@ fn a_step_that_was_started_with_hup_ignored_survives_its_terminal() {
     until("it builds", || begun.exists());
     terminal.close();
     terminal.text();
-    fs::write(&go, "went on\n").unwrap();
+    let_go(&go, "went on\n");
     let ending = end("nohup", &mut child, Instant::now());
     assert_eq!(ending.code(), Some(0));
     let built = fs::read_to_string(store.work().join("result")).unwrap();

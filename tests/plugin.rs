@@ -15,6 +15,7 @@ use crate::support::{
     agent::{Job, Ran, commit, other_plugin, plain, plugin_repository},
     stand_in::write_program,
     store::Store,
+    target::{fifo, let_go},
     tool, until,
 };
 
@@ -655,7 +656,7 @@ fn the_program_is_built_once_for_several_jobs_and_agents_of_a_host() {
     );
     write_program(&store.bin().join("cargo"), &text);
     let go = store.root().join("go");
-    unix::unistd::mkfifo(&go, unix::sys::stat::Mode::S_IRWXU).unwrap();
+    fifo(&go);
     let plugin = plugin_repository(store.root());
     let jobs: Option<Vec<Job>> = (0..3)
         .map(|_| {
@@ -676,7 +677,7 @@ fn the_program_is_built_once_for_several_jobs_and_agents_of_a_host() {
             .all(|job| said(job).contains("building it once"))
     });
     // The job that called cargo reads this. Had both called it, the other one would wait for a line of its own for ever.
-    fs::write(&go, "go\n").unwrap();
+    let_go(&go, "go\n");
     for job in running {
         let ran = job.wait();
         assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);

@@ -18,7 +18,7 @@ use crate::support::{
     program::{Ended, Program},
     stand_in::StandIns,
     store::Store,
-    target::{Target, fifo},
+    target::{Target, fifo, let_go},
     until,
     web::{Trouble, Web},
 };
@@ -952,7 +952,7 @@ fn eight_steps_at_once_download_once() {
         for other in &others {
             other.until_it_says("waiting for another step");
         }
-        fs::write(&gate, "go\n").unwrap();
+        let_go(&gate, "go\n");
         for one in others.into_iter().chain([first]) {
             let ended = one.end();
             ended.exits(0);
@@ -991,7 +991,7 @@ fn a_step_that_is_killed_in_the_middle_leaves_nothing_that_the_next_one_does_not
                     .iter()
                     .any(|it| it.starts_with("filling-"))
             });
-            fs::write(&gate, "go\n").unwrap();
+            let_go(&gate, "go\n");
             running.end();
         } else {
             kill(running.pid(), signal).unwrap();
@@ -1018,7 +1018,7 @@ fn a_step_that_is_killed_while_it_copies_holds_nothing_up() {
     until("it copies", || !stand_ins.calls("nix").is_empty());
     kill(running.pid(), Signal::SIGKILL).unwrap();
     step.run().exits(0).takes("fetched", "fetched-from-share");
-    fs::write(&gate, "go\n").unwrap();
+    let_go(&gate, "go\n");
     running.end();
 }
 

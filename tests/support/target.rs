@@ -1,10 +1,17 @@
 //! Targets: the expressions that tests build, and what a recording would have written down of them.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::FileTypeExt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt as _},
+    path::Path,
+};
 
 use serde_json::{Value, json};
+use unix::fcntl::OFlag;
 
-use super::store::Store;
+use super::{store::Store, until};
 
 /// Functions for the expressions of tests, which have no nixpkgs. A script finds no program on its `PATH`, only what the
 /// shell can do by itself.
@@ -131,8 +138,20 @@ pub(crate) fn links(folder: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// A pipe with a name: what opens it for reading waits there until another process opens it for writing.
+/// A pipe with a name: what opens it for reading waits there until [`let_go`] writes to it.
 pub(crate) fn fifo(file: &Path) {
     unix::unistd::mkfifo(file, unix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(fs::metadata(file).unwrap().file_type().is_fifo());
+}
+
+/// Writes a line to a pipe, once something reads there. (What opens one that nothing reads waits for ever.)
+pub(crate) fn let_go(pipe: &Path, line: &str) {
+    let mut options = fs::File::options();
+    options.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let mut opened = None;
+    until("the pipe is read", || {
+        opened = options.open(pipe).ok();
+        opened.is_some()
+    });
+    opened.unwrap().write_all(line.as_bytes()).unwrap();
 }
