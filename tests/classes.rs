@@ -41,7 +41,7 @@ const DRV: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
 
 /// Sentences of Nix's, measured on 2.8.0, 2.26.3 and 2.34.8; and their class while something is evaluated, and while something is
 /// built and nothing has begun. `DRV` stands for a derivation.
-const SENTENCES: [(Speaker, &str, Class, Class); 61] = {
+const SENTENCES: [(Speaker, &str, Class, Class); 62] = {
     use Class::{Build, Config, Evaluation, Infrastructure};
     [
         // A store that the host's settings name: all; 2.8; 2.34.
@@ -85,6 +85,12 @@ const SENTENCES: [(Speaker, &str, Class, Class); 61] = {
         (
             Nix,
             "the group 'x' specified in 'build-users-group' does not exist",
+            Config,
+            Config,
+        ),
+        (
+            Nix,
+            "the build users group 'x' has no members",
             Config,
             Config,
         ),

@@ -175,9 +175,14 @@ fn of_faults(nix_output: &NixOutput) -> Option<Class> {
             _ => Some(class),
         };
     }
-    found
-        .or_else(|| causes().next().map(of_cause))
-        .or(nix_output.dependency_failed.then_some(Class::Build))
+    found.or_else(|| causes().next().map(of_cause)).or_else(|| {
+        let class = match nix_output.trouble(true) {
+            // What is needed could not be downloaded, say.
+            Some(_) => Class::Infrastructure,
+            None => Class::Build,
+        };
+        nix_output.dependency_failed.then_some(class)
+    })
 }
 
 fn of_cause(cause: &Cause) -> Class {

@@ -47,6 +47,8 @@ pub struct NixOutput {
     pub dependency_failed: bool,
     /// How many messages say something else than that.
     reasons: usize,
+    /// What is needed has not come from a cache that lists it, and was not to be built instead.
+    not_substituted: bool,
     /// The message about an assertion of Nix's own that did not hold: Nix aborts then.
     pub assertion: Option<String>,
     /// Infrastructure failures that stand in other messages than the one that Nix ended with.
@@ -289,10 +291,11 @@ impl NixOutput {
             }
         } else if let Some(drv) = quoted_after(error, "Cannot build '").and_then(drv_of) {
             self.about = Some(drv);
-        } else if error.contains(" failed to build")
-            && error.contains("dependencies of derivation")
-            && self.may_be_nixs(message)
+        } else if error.starts_with("some substitutes for ")
+            && (self.may_be_nixs(message) || self.begun.is_empty())
         {
+            self.not_substituted = true;
+        } else if is_about_a_dependency(error) && self.may_be_nixs(message) {
             self.depends_on_a_failure();
         }
     }
@@ -319,19 +322,18 @@ impl NixOutput {
 
     /// Reads why a derivation could not be built, as Nix since 2.3x prints it: in a line of its own.
     fn read_reason(&mut self, drv: DrvPath, reason: &str, message: bool) {
-        let cause =
-            if reason.contains("dependency failed") || reason.contains("dependencies failed") {
-                if self.may_be_nixs(message) {
-                    self.depends_on_a_failure();
-                }
-                return;
-            } else if reason.starts_with("local builds are disabled") {
-                return self.add_missing_machine(message);
-            } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
-                Cause::Platform(String::new())
-            } else {
-                cause_of_builder(reason).unwrap_or_else(|| Cause::Other(reason.to_owned()))
-            };
+        let cause = if is_about_a_dependency(reason) {
+            if self.may_be_nixs(message) {
+                self.depends_on_a_failure();
+            }
+            return;
+        } else if reason.starts_with("local builds are disabled") {
+            return self.add_missing_machine(message);
+        } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
+            Cause::Platform(String::new())
+        } else {
+            cause_of_builder(reason).unwrap_or_else(|| Cause::Other(reason.to_owned()))
+        };
         let drv = Some(drv);
         self.add(Fault { drv, cause }, message);
     }
@@ -471,7 +473,12 @@ impl NixOutput {
             let mut others = self.other_troubles.iter().copied();
             others.find(|trouble| *trouble != Trouble::NotDownloaded || of_git)
         };
-        of_message.or_else(other)
+        // The message that Nix ends with says only that something else failed.
+        let of_dependency = || {
+            let not_downloaded = building && self.not_substituted && self.dependency_failed;
+            not_downloaded.then_some(Trouble::NotDownloaded)
+        };
+        of_message.or_else(other).or_else(of_dependency)
     }
 
     /// Whether Nix has refused its own settings.
@@ -552,7 +559,7 @@ impl NixOutput {
         if self.trouble(false) == Some(Trouble::DaemonGone) {
             return Some(Disturbance::Daemon);
         }
-        if self.dependency_failed {
+        if self.dependency_failed && is_about_a_dependency(error) {
             let is_all = self.faults.is_empty() && self.failed == 0 && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
@@ -593,6 +600,13 @@ impl NixOutput {
             .as_deref()
             .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
     }
+}
+
+/// Whether a message says only that something failed that is needed. (From 2.3x on that is the reason in a message of several lines.)
+fn is_about_a_dependency(message: &str) -> bool {
+    message.contains("dependencies of derivation") && message.contains(" failed to build")
+        || message.contains("dependency failed")
+        || message.contains("dependencies failed")
 }
 
 /// The part of a log's line that is kept.

@@ -37,9 +37,7 @@ impl Trouble {
     #[must_use]
     pub fn tell(self, failure: Failure) -> Failure {
         let failure = match self {
-            Self::DamagedDrv | Self::Store | Self::RootInStore | Self::Hook => {
-                failure.meaning(OF_THIS_HOST)
-            }
+            Self::DamagedDrv | Self::Store | Self::RootInStore => failure.meaning(OF_THIS_HOST),
             _ => failure,
         };
         match self.hint() {
@@ -305,6 +303,7 @@ pub(super) fn is_about_settings(message: &str) -> bool {
             .any(|start| begins(start))
             && message.contains("' has invalid value '")
         || begins("the group '") && message.contains("' specified in 'build-users-group' ")
+        || begins("the build users group '") && message.ends_with("' has no members")
 }
 
 /// Whether a download failed because no server answered, or because of an answer that may differ on a retry. A server that has

@@ -138,7 +138,7 @@ impl Unfinished<'_> {
         let (request, state, log) = (self.request, self.state, self.log);
         let obstacle = partial.save(&known, self.locked, request, state, store, supervisor, log)?;
         if let Some(why) = &obstacle {
-            log.debug(format_args!("what was found is not kept: {why}"));
+            log.say(format_args!("what was found is not kept: {why}"));
         }
         Ok(obstacle.is_none())
     }

@@ -45,7 +45,8 @@ impl DrvOutputs {
 }
 
 /// The first `.drv` that is no whole derivation, of those that Nix would read to realise this one: what `drv` needs, as far as the
-/// outputs of what needs it are not there. `goes_on` is called for each.
+/// outputs of what needs it are not there. (What a killed builder has left at the path of one is taken for it: Nix would have to be
+/// asked, which costs more than the rest.) `goes_on` is called for each.
 ///
 /// # Errors
 /// Those of `goes_on`.

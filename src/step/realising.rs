@@ -183,7 +183,7 @@ impl StepRun<'_> {
                 "the daemon died before it built anything: realising {name} again"
             )),
             Some(Missing::Unnamed) => self.log.say(format_args!(
-                "Nix lacked something that is needed, nothing failed to build, and all of it is valid now: realising {name} again"
+                "Nix lacked something that is needed, and does not say what: realising {name} again"
             )),
         }
         Ok(true)

@@ -211,7 +211,9 @@ impl<'a> Diagnosis<'a> {
                 "{name}: {shown}; evaluating it once more"
             )));
         }
-        if class == Class::Infrastructure {
+        // Of what Nix does not name, only its attribute is known to need it.
+        let is_unnamed = nix_output.disturbance(*ending) == Some(Disturbance::Unnamed);
+        if class == Class::Infrastructure && !is_unnamed {
             let what = format!("{name} was not evaluated");
             let failure = class::infrastructure_failure(what, nix_output, &message);
             return Ok(Verdict::Fail(match ending {

@@ -8,21 +8,18 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::exit::Failure;
-use crate::paths::is_inside;
 
 /// What the folder of a repository is named in its checkout. Nothing of it is evaluated, and git writes in it.
 const GIT: &str = ".git";
 
-/// Why the folder may have held something else since `began`, as a sentence without a full stop; none where it has not. What it links
-/// to is looked at where that is in the folder too, is taken to stay in the `store`, and may be anything elsewhere. `goes_on` is called
-/// for each folder in it.
+/// Why the folder may have held something else since `began`, as a sentence without a full stop; none where it has not. `goes_on` is
+/// called for each folder in it.
 ///
 /// # Errors
 /// Those of `goes_on`.
 pub(super) fn changed(
     folder: &Path,
     began: SystemTime,
-    store: Option<&Path>,
     mut goes_on: impl FnMut() -> Result<(), Failure>,
 ) -> Result<Option<String>, Failure> {
     let mut waiting = vec![folder.to_owned()];
@@ -30,7 +27,7 @@ pub(super) fn changed(
         goes_on()?;
         let unreadable =
             |error: io::Error| format!("{} cannot be looked at: {error}", next.display());
-        match look(&next, folder, began, store, &mut waiting) {
+        match look(&next, began, &mut waiting) {
             Ok(None) => {}
             Ok(why) => return Ok(why),
             Err(error) => return Ok(Some(unreadable(error))),
@@ -42,9 +39,7 @@ pub(super) fn changed(
 /// Looks at one folder, and at what is in it; the folders in it are `waiting`.
 fn look(
     folder: &Path,
-    whole: &Path,
     began: SystemTime,
-    store: Option<&Path>,
     waiting: &mut Vec<PathBuf>,
 ) -> io::Result<Option<String>> {
     let was_changed = |path: &Path| {
@@ -67,15 +62,6 @@ fn look(
             waiting.push(path);
         } else if changed_at(&metadata) >= since(began) {
             return Ok(was_changed(&path));
-        } else if metadata.is_symlink() {
-            let leads_to = folder.join(fs::read_link(&path)?);
-            let is_stored = store.is_some_and(|store| leads_to.starts_with(store));
-            if !is_stored && !is_inside(&leads_to, whole) {
-                return Ok(Some(format!(
-                    "{} leads out of the checkout",
-                    path.display()
-                )));
-            }
         }
     }
     Ok(None)
@@ -97,7 +83,6 @@ fn since(time: SystemTime) -> (u64, u32) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
     use std::time::Duration;
 
     use tempfile::TempDir;
@@ -173,36 +158,13 @@ mod tests {
             let (outer, began) = checkout();
             let checkout = outer.path().join("checkout");
             change(&checkout);
-            let why = changed(&checkout, began, Some(Path::new("/s")), || Ok(())).unwrap();
+            let why = changed(&checkout, began, || Ok(())).unwrap();
             let expected = expected.map(|name| {
                 let path = checkout.join(name).display().to_string();
                 let path = path.trim_end_matches('/');
                 format!("{path} was changed while it was recorded")
             });
             assert_eq!(why, expected);
-        }
-    }
-
-    #[test]
-    fn what_a_link_leads_to_elsewhere_may_be_anything() {
-        for (to, store, leads_out) in [
-            ("b/file", "/s", false),
-            ("../missing", "/s", false),
-            ("../../outside", "/s", true),
-            ("/s/x", "/s", false),
-            ("/s/x", "/t", true),
-        ] {
-            let outer = TempDir::new().unwrap();
-            let checkout = outer.path().join("checkout");
-            fs::create_dir_all(checkout.join("a/b")).unwrap();
-            write(&checkout.join("a/b/file"));
-            write(&outer.path().join("outside"));
-            symlink(to, checkout.join("a/link")).unwrap();
-            let later = SystemTime::now() + Duration::from_secs(60);
-            let why = changed(&checkout, later, Some(Path::new(store)), || Ok(())).unwrap();
-            let link = checkout.join("a/link");
-            let expected = format!("{} leads out of the checkout", link.display());
-            assert_eq!(why, leads_out.then_some(expected), "{to}");
         }
     }
 }

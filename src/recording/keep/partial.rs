@@ -4,6 +4,8 @@
 //! changed. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -166,10 +168,7 @@ impl PartialRecording {
             return Ok(Some(why));
         }
         // It may have been another one meanwhile, and be restored.
-        let first = known.iter().next();
-        let store_folder = first.map(|target| target.found.drv.as_store_path().store());
-        let goes_on = || supervisor.check();
-        if let Some(why) = changed(&self.checkout, self.began, store_folder, goes_on)? {
+        if let Some(why) = changed(&self.checkout, self.began, || supervisor.check())? {
             return Ok(Some(why));
         }
         let content = PartialContent {
@@ -253,11 +252,17 @@ impl PartialRecording {
             Ok(files) => files,
             Err(why) => return Ok(Some(why)),
         };
-        Ok(git::first_unseen(&files).map(|file| {
-            format!(
+        Ok(git::undetermined(&files).find_map(|what| match what {
+            git::Undetermined::Unseen(file) => Some(format!(
                 "git does not look at {} (a sparse checkout, or one that is assumed to be unchanged)",
                 String::from_utf8_lossy(file)
-            )
+            )),
+            git::Undetermined::Link(file) => {
+                let link = self.checkout.join(OsStr::from_bytes(file));
+                let leads_to = link.parent()?.join(link.read_link().ok()?);
+                let leads_out = !paths::is_inside(&leads_to, &self.checkout) && leads_to != link;
+                leads_out.then(|| format!("{} leads out of the checkout", link.display()))
+            }
         }))
     }
 
