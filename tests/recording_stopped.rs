@@ -370,22 +370,52 @@ fn what_was_found_in_a_checkout_that_was_changed_and_restored_is_not_kept() {
 
 #[test]
 fn what_was_found_in_a_checkout_that_git_does_not_look_at_is_not_kept() {
-    for word in ["--skip-worktree", "--assume-unchanged"] {
-        let Some(scene) = Scene::new() else { return };
-        let mark = |word: &str| git(&scene.store, &["update-index", word, "ci.nix"]);
-        mark(word);
+    let Some(store) = Store::new() else { return };
+    if tool("git").is_none() {
+        return;
+    }
+    let other = store.root().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("lib.nix"), "1").unwrap();
+    commit(&other);
+    store.write("ci.nix", &targets(&store));
+    git(&store, &["init", "--quiet"]);
+    let path = other.to_str().unwrap();
+    let add = [
+        "-c",
+        "protocol.file.allow=always",
+        "submodule",
+        "--quiet",
+        "add",
+        path,
+        "sub",
+    ];
+    git(&store, &add);
+    let scene = Scene::of(store);
+    for (folder, file, word) in [
+        (".", "ci.nix", "skip-worktree"),
+        (".", "ci.nix", "assume-unchanged"),
+        ("sub", "lib.nix", "assume-unchanged"),
+    ] {
+        let mark = |no: &str| {
+            let word = format!("--{no}{word}");
+            git(&scene.store, &["-C", folder, "update-index", &word, file])
+        };
+        mark("");
         stopped(&scene.job("p"));
         assert_eq!(scene.kept().len(), 0, "{word}");
-        mark(&word.replace("--", "--no-"));
+        mark("no-");
         stopped(&scene.job("p"));
         assert_eq!(scene.kept().len(), 1, "{word}");
         // Nor is it gone on with there.
-        mark(word);
+        mark("");
         scene.go();
         let ended = scene.job("p").run();
         ended
             .exits(0)
-            .passes_on("cannot be continued: git does not look at ci.nix");
+            .passes_on("cannot be continued: git does not look at ");
+        mark("no-");
+        fs::remove_file(scene.store.root().join("go")).unwrap();
     }
 }
 

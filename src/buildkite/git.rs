@@ -286,7 +286,10 @@ pub fn is_clean(printed: &[u8], commit: &str) -> bool {
 /// with a null byte behind each.
 #[must_use]
 pub fn files(folder: &Path) -> CommandLine {
-    git(folder, &[&["ls-files", "-v", "--stage", "-z"]])
+    git(
+        folder,
+        &[&["ls-files", "--recurse-submodules", "-v", "--stage", "-z"]],
+    )
 }
 
 /// What of a checkout its commit does not determine, or may not.

@@ -181,7 +181,7 @@ fn of_faults(nix_output: &NixOutput) -> Option<Class> {
             Some(_) => Class::Infrastructure,
             None => Class::Build,
         };
-        nix_output.dependency_failed.then_some(class)
+        nix_output.dependency_failed().then_some(class)
     })
 }
 

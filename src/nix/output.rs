@@ -43,12 +43,10 @@ pub struct NixOutput {
     message: Option<Message>,
     /// A message that comes line by line, so far.
     gathered: MessageLines,
-    /// Something needed a build that failed.
-    pub dependency_failed: bool,
-    /// How many messages say something else than that.
+    /// What Nix says of something that something else needs.
+    needed: Needed,
+    /// How many messages say more than that it failed.
     reasons: usize,
-    /// What is needed has not come from a cache that lists it, and was not to be built instead.
-    not_substituted: bool,
     /// The message about an assertion of Nix's own that did not hold: Nix aborts then.
     pub assertion: Option<String>,
     /// Infrastructure failures that stand in other messages than the one that Nix ended with.
@@ -74,6 +72,15 @@ pub struct NixOutput {
     is_certain: bool,
     /// How many faults were known before that message.
     faults_before: usize,
+}
+
+/// What Nix says of something that something else needs.
+#[derive(Debug, Default)]
+struct Needed {
+    /// It failed.
+    failed: bool,
+    /// It has not come from a cache that lists it, and was not to be built instead.
+    not_substituted: bool,
 }
 
 /// A build, and the last lines of its log.
@@ -294,7 +301,7 @@ impl NixOutput {
         } else if error.starts_with("some substitutes for ")
             && (self.may_be_nixs(message) || self.begun.is_empty())
         {
-            self.not_substituted = true;
+            self.needed.not_substituted = true;
         } else if is_about_a_dependency(error) && self.may_be_nixs(message) {
             self.depends_on_a_failure();
         }
@@ -302,7 +309,7 @@ impl NixOutput {
 
     /// The message that is being read says no more than that something else failed.
     fn depends_on_a_failure(&mut self) {
-        self.dependency_failed = true;
+        self.needed.failed = true;
         self.reasons = self.reasons.saturating_sub(1);
     }
 
@@ -437,7 +444,7 @@ impl NixOutput {
     /// Whether nothing that Nix printed explains its failure.
     #[must_use]
     pub fn is_unexplained(&self) -> bool {
-        self.faults.is_empty() && self.trouble(false).is_none() && !self.dependency_failed
+        self.faults.is_empty() && self.trouble(false).is_none() && !self.needed.failed
     }
 
     /// Whether the message that Nix ended with is the text of a `throw` or `abort`, as far as Nix says so.
@@ -475,7 +482,7 @@ impl NixOutput {
         };
         // The message that Nix ends with says only that something else failed.
         let of_dependency = || {
-            let not_downloaded = building && self.not_substituted && self.dependency_failed;
+            let not_downloaded = building && self.needed.not_substituted && self.needed.failed;
             not_downloaded.then_some(Trouble::NotDownloaded)
         };
         of_message.or_else(other).or_else(of_dependency)
@@ -546,6 +553,11 @@ impl NixOutput {
         Some(build.lines.iter().cloned().collect())
     }
 
+    /// Whether something needed a build that failed.
+    pub(super) fn dependency_failed(&self) -> bool {
+        self.needed.failed
+    }
+
     /// How the garbage collector may have disturbed the evaluation or the build, if it has ended so and its last message is of that kind.
     #[must_use]
     pub fn disturbance(&self, ending: Ending) -> Option<Disturbance> {
@@ -559,7 +571,7 @@ impl NixOutput {
         if self.trouble(false) == Some(Trouble::DaemonGone) {
             return Some(Disturbance::Daemon);
         }
-        if self.dependency_failed && is_about_a_dependency(error) {
+        if self.needed.failed && is_about_a_dependency(error) {
             let is_all = self.faults.is_empty() && self.failed == 0 && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
@@ -894,7 +906,7 @@ mod tests {
             format!("Cannot build '{DRV}'.\n       Reason: 1 dependency failed."),
         ] {
             let nix_output = nix_output(&message(&format!("error: {error}")));
-            assert!(nix_output.dependency_failed && nix_output.faults.is_empty());
+            assert!(nix_output.needed.failed && nix_output.faults.is_empty());
         }
     }
 }
