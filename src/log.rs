@@ -189,6 +189,15 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_of_several_lines_is_hidden_in_a_message() {
+        let shown = written(|log| log.say("a\nmachine h\nlogin u\npassword s3cretword\nb"));
+        assert!(
+            !shown.contains("s3cretword") && shown.ends_with("b\n"),
+            "{shown}"
+        );
+    }
+
+    #[test]
     fn a_word_that_says_how_to_take_a_message_has_its_colour_where_there_are_colours() {
         let print = |log: &Log| {
             log.warn("a hint: b");

@@ -792,16 +792,26 @@ fn find_keys(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
     }
 }
 
-/// Entries of a netrc file: `machine host login user password …`.
+/// Entries of a netrc file: `machine host login user password …`, in one line or several.
 fn find_in_netrc(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
-    for (at, mark) in text.match_indices(" password ") {
-        let begin = at + mark.len();
-        let value = after(text, begin);
+    let is_space = |c: char| c.is_ascii_whitespace();
+    for (at, mark) in text.match_indices("password") {
+        let entry = before(text, at);
+        let value = after(text, at + mark.len());
+        let spaces = value.len() - value.trim_start_matches(is_space).len();
+        if spaces == 0 || !entry.ends_with(is_space) {
+            continue;
+        }
+        let begin = at + mark.len() + spaces;
+        let value = &value[spaces..];
         let value = &value[..value
             .find(|c| ends_url(c) || c == '\'')
             .unwrap_or(value.len())];
-        let entry = before(text, at);
-        if entry.contains("machine ") && entry.contains("login ") && is_literal(value) {
+        let has = |word: &str| {
+            let mut words = entry.match_indices(word);
+            words.any(|(at, _)| entry[at + word.len()..].starts_with(is_space))
+        };
+        if has("machine") && has("login") && is_literal(value) {
             add(begin..begin + value.len(), SecretHome::Netrc);
         }
     }
@@ -832,6 +842,19 @@ mod tests {
                 "{shown}"
             );
         }
+    }
+
+    #[test]
+    fn of_two_secrets_that_overlap_nothing_is_shown() {
+        let token = format!("ghp_{}", "a1B2".repeat(9));
+        let text = format!("https://u:{token}tail-of-it@h");
+        assert_eq!(redacted(&text), "https://***@h");
+    }
+
+    #[test]
+    fn a_colour_within_a_secret_hides_it_from_nobody() {
+        let text = "https://user:pass\u{1b}[0mword@h/x";
+        assert_eq!(find(text), Some(SecretHome::Netrc));
     }
 
     #[test]

@@ -434,6 +434,22 @@ fn a_daemon_that_is_killed_at_a_fixed_output_is_not_blamed_on_it_where_it_would_
 }
 
 #[test]
+fn a_nix_that_builds_and_makes_no_link_keeps_nothing() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let script = r#"case "$*" in *--realise*) exec "$REAL" --realise "$2" ;; esac"#;
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", script);
+    let ended = store
+        .step(target.drv_flags())
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended
+        .fails(75, "surroundings")
+        .passes_on("nothing keeps the outputs: `nix-store` ended with 0");
+    assert_eq!(store.links(), BTreeMap::new());
+}
+
+#[test]
 fn only_a_fixed_output_that_was_built_just_now_is_asked_for() {
     let Some(store) = Store::new() else { return };
     let made = store.write("made", "hello\n");

@@ -420,6 +420,35 @@ fn what_was_found_in_a_checkout_that_git_does_not_look_at_is_not_kept() {
 }
 
 #[test]
+fn what_another_nix_has_found_or_with_another_lock_is_evaluated_again() {
+    for (key, value, why) in [
+        ("nix", "1.2.3", "it was evaluated by another version of Nix"),
+        ("flake", "path:/x", "the flake is locked otherwise"),
+    ] {
+        let Some(scene) = Scene::new() else { return };
+        stopped(&scene.job("p"));
+        let file = scene.kept()[0].join("found.json");
+        let mut found: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        found[key] = value.into();
+        fs::write(&file, found.to_string()).unwrap();
+        scene.go();
+        let ended = scene.job("p").run();
+        ended
+            .exits(0)
+            .passes_on(&format!("cannot be continued: {why}"));
+    }
+}
+
+#[test]
+fn what_takes_something_from_outside_of_the_checkout_is_not_kept() {
+    let Some(scene) = Scene::new() else { return };
+    let outside = format!("x={}", scene.store.root().display());
+    let job = scene.job("p").args(["--include", &outside]);
+    stopped(&job);
+    assert_eq!(scene.kept().len(), 0);
+}
+
+#[test]
 fn what_is_damaged_is_evaluated_again() {
     let Some(scene) = Scene::new() else { return };
     stopped(&scene.job("p"));

@@ -46,6 +46,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_old_daemon_may_abort_at_references() {
+        for (daemon, may) in [
+            (None, true),
+            (Some("2.8.0"), true),
+            (Some("2.26.3"), false),
+            (Some("2.34.8"), false),
+        ] {
+            assert_eq!(aborts_at_references(daemon), may, "{daemon:?}");
+        }
+    }
+
+    #[test]
     fn versions_are_compared_by_number() {
         let of = |printed: &str| numbers(&of_program(printed).unwrap());
         assert_eq!(of("nix-instantiate (Nix) 2.8.0\n"), Some((2, 8)));

@@ -596,6 +596,17 @@ mod tests {
     }
 
     #[test]
+    fn what_another_one_uses_is_not_discarded() {
+        let host = Host::new();
+        let first = host.fill();
+        let second = complete(host.common().look().unwrap());
+        first.discard();
+        assert!(second.path().join("file").exists());
+        second.discard();
+        assert!(!host.path().exists());
+    }
+
+    #[test]
     fn a_removal_that_was_cut_short_is_ended() {
         let host = Host::new();
         drop(host.fill());

@@ -157,6 +157,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_stands_in_place_of_a_folder_or_is_of_another_user_is_not_used() {
+        let parent = TempDir::new().unwrap();
+        let folder = parent.path().join("eval-once-x");
+        fs::create_dir(parent.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(parent.path().join("elsewhere"), &folder).unwrap();
+        assert!(open_with_lock(&folder).is_err(), "it is a link");
+        fs::remove_file(&folder).unwrap();
+        open_with_lock(&folder).unwrap();
+        if !unix::unistd::geteuid().is_root() {
+            return;
+        }
+        let other = Some(us() + 1);
+        for place in [folder.join(LOCK), folder.clone()] {
+            std::os::unix::fs::chown(&place, other, None).unwrap();
+            assert!(open_with_lock(&folder).is_err(), "{}", place.display());
+            std::os::unix::fs::chown(&place, Some(us()), None).unwrap();
+        }
+        let of_us = || {
+            let mut entries = parent.path().read_dir().unwrap().flatten();
+            entries.any(|entry| is_ours(&entry))
+        };
+        assert!(of_us());
+        std::os::unix::fs::chown(&folder, other, None).unwrap();
+        assert!(!of_us());
+    }
+
+    #[test]
     fn a_lock_that_was_made_anew_is_another_one() {
         let parent = TempDir::new().unwrap();
         let folder = parent.path().join("eval-once-x");

@@ -319,6 +319,9 @@ mod tests {
         fs::remove_file(&link).unwrap();
         symlink("/s/elsewhere", &link).unwrap();
         assert_eq!(check(before), None, "it is of something else");
+        fs::remove_file(&link).unwrap();
+        symlink(format!("/s/{}-another", "3".repeat(32)), &link).unwrap();
+        assert_eq!(check(before), None, "it is no pin");
     }
 
     fn failure(ending: Ending, printed: &str) -> (Class, String) {
