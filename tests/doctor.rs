@@ -739,6 +739,13 @@ fn hooks_of_the_agent_are_ours_or_wrong_in_ways_that_are_named() {
     symlink("/nowhere/eval-once", &command).unwrap();
     now().has("command-hook", "failure", "does not exist");
     fs::remove_file(&command).unwrap();
+    // Not a link, but the program itself.
+    fs::copy(EVAL_ONCE, &command).unwrap();
+    now().has("command-hook", "ok", "is eval-once's");
+    checkup("3.83.1").has("command-hook", "failure", "polyglot-hooks");
+    fs::set_permissions(&command, Permissions::from_mode(0o644)).unwrap();
+    now().has("command-hook", "failure", "is not executable");
+    fs::remove_file(&command).unwrap();
     // A binary that no user may run.
     let copy = store.root().join("eval-once");
     fs::copy(EVAL_ONCE, &copy).unwrap();

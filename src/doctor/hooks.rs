@@ -150,7 +150,12 @@ impl Doctor<'_> {
             .is_some_and(|name| name == "eval-once");
         let begin = read_begin(file);
         let is_binary = begin.starts_with(b"\x7fELF") || begin.starts_with(b"\xcf\xfa\xed\xfe");
-        if is_binary && (target.is_some() && target == program || is_named_so) {
+        let is_copy = || {
+            program
+                .as_deref()
+                .is_some_and(|program| is_copy(file, program))
+        };
+        if is_binary && (target.is_some() && target == program || is_named_so || is_copy()) {
             let executable = metadata.permissions().mode() & 0o111 != 0;
             return Some(HookKind::Program { executable });
         }
@@ -309,4 +314,10 @@ fn read_begin(file: &Path) -> Vec<u8> {
         let _ = file.take(READ_AT_MOST as u64).read_to_end(&mut begin);
     }
     begin
+}
+
+/// Whether two files hold the same.
+fn is_copy(file: &Path, of: &Path) -> bool {
+    let length = |path: &Path| path.metadata().ok().map(|it| it.len());
+    length(file) == length(of) && fs::read(file).ok() == fs::read(of).ok()
 }
