@@ -40,10 +40,11 @@ fn after_call(nth: u32, script: &str) -> String {
     format!("\"$REAL\" \"$@\"; status=$?; if [ \"$NTH\" = {nth} ]; then {script}; fi; exit $status")
 }
 
-/// A script that takes these paths out of the store, rooted or not.
+/// A script that takes these paths out of the store, rooted or not. (A daemon's process may not have ended yet that served a client which
+/// has, and keeps them.)
 fn deletes(paths: &[&str]) -> String {
     format!(
-        "env -u NIX_REMOTE '{}' --delete --ignore-liveness {} >/dev/null 2>&1",
+        "rm -f \"$NIX_STATE_DIR\"/temproots/*; env -u NIX_REMOTE '{}' --delete --ignore-liveness {} >/dev/null 2>&1",
         tool("nix-store").unwrap().display(),
         paths.join(" ")
     )

@@ -247,6 +247,7 @@ fn a_step_to_be_skipped_goes_on_as_any_other_where_its_outputs_have_gone() {
     gives(&ended, &store, &target);
 
     fs::remove_file(store.work().join("result")).unwrap();
+    store.forget_temporary_roots();
     store.collect();
     let ended = skipping(&store, &target).run();
     ended
@@ -1161,11 +1162,12 @@ fn after_the_real_one(script: &str) -> String {
     format!("\"$REAL\" \"$@\"; status=$?; {script}; exit $status")
 }
 
-/// A script that does what the collector does to this `.drv`.
+/// A script that does what the collector does to this `.drv`. (A daemon's process may not have ended yet that served a client which
+/// has, and keeps it.)
 fn deletes(drv: &str) -> String {
     let nix_store = crate::support::tool("nix-store").unwrap();
     format!(
-        "env -u NIX_REMOTE {} --delete --ignore-liveness '{drv}' >/dev/null 2>&1",
+        "rm -f \"$NIX_STATE_DIR\"/temproots/*; env -u NIX_REMOTE {} --delete --ignore-liveness '{drv}' >/dev/null 2>&1",
         nix_store.display()
     )
 }
