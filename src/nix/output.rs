@@ -302,7 +302,7 @@ impl NixOutput {
             && (self.may_be_nixs(message) || self.begun.is_empty())
         {
             self.needed.not_substituted = true;
-        } else if is_about_a_dependency(error) && self.may_be_nixs(message) {
+        } else if names_dependencies(error) && self.may_be_nixs(message) {
             self.depends_on_a_failure();
         }
     }
@@ -329,7 +329,7 @@ impl NixOutput {
 
     /// Reads why a derivation could not be built, as Nix since 2.3x prints it: in a line of its own.
     fn read_reason(&mut self, drv: DrvPath, reason: &str, message: bool) {
-        let cause = if is_about_a_dependency(reason) {
+        let cause = if is_a_dependency(reason) {
             if self.may_be_nixs(message) {
                 self.depends_on_a_failure();
             }
@@ -571,7 +571,11 @@ impl NixOutput {
         if self.trouble(false) == Some(Trouble::DaemonGone) {
             return Some(Disturbance::Daemon);
         }
-        if self.needed.failed && is_about_a_dependency(error) {
+        let of_dependency = |error: &str| {
+            let (_, reason) = error.split_once("Reason: ").unwrap_or_default();
+            names_dependencies(error) || is_a_dependency(reason)
+        };
+        if self.needed.failed && of_dependency(error) {
             let is_all = self.faults.is_empty() && self.failed == 0 && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
@@ -614,11 +618,14 @@ impl NixOutput {
     }
 }
 
-/// Whether a message says only that something failed that is needed. (From 2.3x on that is the reason in a message of several lines.)
-fn is_about_a_dependency(message: &str) -> bool {
-    message.contains("dependencies of derivation") && message.contains(" failed to build")
-        || message.contains("dependency failed")
-        || message.contains("dependencies failed")
+/// Whether a message says only that something failed that is needed.
+fn names_dependencies(error: &str) -> bool {
+    error.contains("dependencies of derivation") && error.contains(" failed to build")
+}
+
+/// The same of a reason, which later versions print in a line of its own.
+fn is_a_dependency(reason: &str) -> bool {
+    reason.contains("dependency failed") || reason.contains("dependencies failed")
 }
 
 /// The part of a log's line that is kept.
@@ -901,12 +908,17 @@ mod tests {
             let drv = fault.drv.as_ref().unwrap().as_store_path();
             assert_eq!((drv.as_str(), &fault.cause), (DRV, &cause), "{error}");
         }
+        // A name in an error of another kind.
+        let other = nix_output(&message("error: attribute 'dependency failed' missing"));
+        assert!(!other.needed.failed);
         for error in [
             "1 dependencies of derivation 'x' failed to build".to_owned(),
             format!("Cannot build '{DRV}'.\n       Reason: 1 dependency failed."),
         ] {
             let nix_output = nix_output(&message(&format!("error: {error}")));
             assert!(nix_output.needed.failed && nix_output.faults.is_empty());
+            let unnamed = nix_output.disturbance(Ending::Exited(1));
+            assert_eq!(unnamed, Some(Disturbance::Unnamed), "{error}");
         }
     }
 }
