@@ -1,5 +1,6 @@
 //! Whatever Nix, a builder, a file of the store or a job's configuration holds, the parsers of it neither panic, nor keep more than a bounded
-//! part of it, nor accept what is none of theirs; and no text of a configuration is a flag of Nix's. (Tried beside their parsers, which are
+//! part of it, nor accept what is none of theirs; and no text of a configuration, of a job or of a build is a flag of Nix's, of git's or of
+//! the agent's. (Tried beside their parsers, which are
 //! private: a plan and its mark, saved reports, outcomes, a base, the lines of the walker and of nix-eval-jobs; `hostile::cases`.)
 //!
 //! `EVAL_ONCE_FUZZ=1000000` tries that many inputs for each parser instead of a few:
@@ -8,7 +9,8 @@
 use std::path::Path;
 
 use eval_once::build_keys::OutLink;
-use eval_once::buildkite::plugin;
+use eval_once::buildkite::git::Repository;
+use eval_once::buildkite::{agent, plugin};
 use eval_once::command_line::CommandLine;
 use eval_once::evaluation_keys::Checkout;
 use eval_once::keys::Keys;
@@ -17,6 +19,7 @@ use eval_once::nix::command;
 use eval_once::nix::message::{MESSAGE_AT_MOST, Message, in_one_line};
 use eval_once::nix::structured::{Event, LogReader, PLAIN_AT_MOST, STRUCTURED_AT_MOST};
 use eval_once::nix::{AttrPath, Derivation, DrvPath, NixOutput, StorePath};
+use eval_once::share_keys::{Share, StepShare};
 use eval_once::step::StepRequest;
 use eval_once::text::is_hidden;
 use proptest::collection::vec;
@@ -364,7 +367,11 @@ fn read_as_nix(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
             | "--derivation"
             | "--check-validity"
             | "--print-invalid"
-            | "--dry-run" => 0,
+            | "--dry-run"
+            | "--eval"
+            | "--read-write-mode"
+            | "--meta"
+            | "--force-recurse" => 0,
             "-A"
             | "-I"
             | "--extra-experimental-features"
@@ -372,7 +379,10 @@ fn read_as_nix(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
             | "--add-root"
             | "--store"
             | "--to"
-            | "--from" => 1,
+            | "--from"
+            | "--workers"
+            | "--max-memory-size"
+            | "--gc-roots-dir" => 1,
             "--arg" | "--argstr" | "--option" => 2,
             flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
             _ => {
@@ -436,9 +446,15 @@ proptest! {
         let Some(evaluation) = &request.evaluation else {
             return Ok(());
         };
+        let (options, folder) = (&request.options, Path::new("/tmp/f"));
         let lines = [
-            Some(command::instantiate(evaluation, None, None, &request.options)),
-            command::nix_build(evaluation, None, &request.options, Some((2, 34))),
+            Some(command::instantiate(evaluation, None, None, options)),
+            command::nix_build(evaluation, None, options, Some((2, 34))),
+            Some(command::show_value(evaluation, None, options)),
+            Some(command::catch(evaluation, None, options)),
+            Some(command::converse(evaluation, "{}", None, None, (command::WalkerFile::OnSearchPath, folder), options)),
+            Some(command::walk_once(evaluation, "{}", None, None, "[ ]", options)),
+            Some(command::eval_jobs(evaluation, None, 1, Some(64), true, Some(folder), options)),
         ];
         for line in lines.into_iter().flatten() {
             let (flags, others) = read_as_nix(&line).map_err(TestCaseError::fail)?;
@@ -447,7 +463,7 @@ proptest! {
                 flags.map(|(_, values)| values.clone()).collect::<Vec<_>>()
             };
             // What is evaluated is one word, besides the command of `nix build`.
-            let words = if line.program == "nix" { 2 } else { 1 };
+            let words = if others.first().is_some_and(|word| word == "build") { 2 } else { 1 };
             prop_assert_eq!(others.len(), words, "{}", &line);
             let pairs = |key: &str| -> Vec<Vec<String>> {
                 let pairs = keys[key].as_object().unwrap().iter();
@@ -529,6 +545,160 @@ proptest! {
     }
 }
 
+/// A job's variables that say what is checked out, of any texts. Those that hold flags of git are as they are by default: whoever
+/// sets them sets flags.
+fn repository() -> impl Strategy<Value = Repository> {
+    let url = prop_oneof![
+        1 => flaglike(),
+        1 => (flaglike(), flaglike()).prop_map(|(user, host)| format!("https://{user}:x@{host}/r.git")),
+    ];
+    let commit = prop_oneof![
+        1 => Just("HEAD".to_owned()),
+        1 => Just("a".repeat(40)),
+        1 => flaglike(),
+    ];
+    let texts = (flaglike(), flaglike());
+    let optional = || proptest::option::of(flaglike());
+    (url, commit, texts, optional(), optional(), any::<bool>()).prop_map(
+        |(url, commit, (branch, submodule_config), refspec, pull_request, submodules)| Repository {
+            url,
+            commit,
+            branch,
+            refspec,
+            pull_request,
+            merged: submodules,
+            provider: "github".into(),
+            clone_flags: "-v".into(),
+            fetch_flags: "-v --prune".into(),
+            checkout_flags: "-f".into(),
+            submodules,
+            submodule_config,
+            build: "b".into(),
+            folder_name: "f".into(),
+        },
+    )
+}
+
+/// Reads a command line as git does: the settings before its subcommand, which take a value; the subcommand and its flags; what is no
+/// flag. Only what is behind `--` may be any text.
+fn read_as_git(line: &CommandLine) -> Result<[Vec<String>; 3], String> {
+    let mut words = line.words().into_iter().skip(1).peekable();
+    let mut settings = Vec::new();
+    while words.next_if(|word| word == "-c").is_some() {
+        settings.extend(words.next());
+    }
+    let mut others = Vec::new();
+    let mut flags = vec![words.next().ok_or("no subcommand")?];
+    for word in words.by_ref() {
+        match word.as_str() {
+            "--" => break,
+            "-v" | "-f" | "--progress" | "--no-checkout" | "--prune" | "--recursive" | "--init"
+            | "--force" => flags.push(word),
+            flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
+            _ => others.push(word),
+        }
+    }
+    others.extend(words);
+    Ok([settings, flags, others])
+}
+
+/// Reads a command line as the agent does (`reorderArgs` of urfave/cli v1): wherever they are, words that begin with `-` are flags, but
+/// for the value of a flag.
+fn read_as_agent(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
+    let mut words = line.words().into_iter().skip(1);
+    let (mut flags, mut others) = (Vec::new(), Vec::new());
+    while let Some(word) = words.next() {
+        let values = match word.as_str() {
+            "--step" | "--format" | "--default" | "--context" | "--style" => 1,
+            "--format="
+            | "--build="
+            | "--include-retried-jobs"
+            | "--allow-empty-results"
+            | "--sha256"
+            | "--append=true"
+            | "--append=false" => 0,
+            flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
+            _ => {
+                others.push(word);
+                continue;
+            }
+        };
+        flags.push((word, words.by_ref().take(values).collect()));
+    }
+    Ok((flags, others))
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn no_text_of_a_job_is_a_flag_of_git(repository in repository(), login in any::<bool>()) {
+        let login = login.then_some(Path::new("/login"));
+        let Ok(lines) = repository.lines(Path::new("/checkout"), login) else {
+            return Ok(());
+        };
+        let all = [&lines.clone, &lines.fetch, &lines.check_out].into_iter();
+        for line in all.chain(&lines.fetch_all).chain(&lines.submodules) {
+            let [settings, flags, others] = read_as_git(line).map_err(TestCaseError::fail)?;
+            let is_of_submodules = flags[0] == "submodule";
+            for setting in settings {
+                // The settings of the job's variable are whole ones, as the agent passes them; a login says nothing but where it is.
+                let (name, value) = setting.split_once('=').unwrap_or((&setting, ""));
+                let of_ours = matches!(name, "advice.detachedHead" | "gc.auto" | "maintenance.auto")
+                    || name.starts_with("credential.")
+                        && name.ends_with(".helper")
+                        && (value.is_empty() || value == "store --file=/login");
+                prop_assert!(of_ours || is_of_submodules && repository.submodule_config.contains(&setting), "{setting:?} of {line}");
+            }
+            let known = if repository.commit == "HEAD" { "FETCH_HEAD" } else { &repository.commit };
+            let is_as_meant = match flags[0].as_str() {
+                "clone" => others.len() == 2 && others[1] == ".",
+                "fetch" => others[0] == "origin",
+                "checkout" => others == [known],
+                _ => others == ["sync"] || others == ["update"],
+            };
+            prop_assert!(is_as_meant, "{line}");
+        }
+    }
+
+    #[test]
+    fn no_text_of_a_build_is_a_flag_of_the_agent(text in flaglike(), folder in flaglike()) {
+        let folder = Path::new("/tmp").join(folder.replace('/', ""));
+        let mark = format!("eval-once:{text}");
+        let mut lines = vec![
+            (agent::step_with_key(&text), vec!["step", "get", "key"]),
+            (agent::step_outcome(&text), vec!["step", "get", "outcome"]),
+            (agent::step_state(&text), vec!["step", "get", "state"]),
+            (agent::get_meta_data(&mark), vec!["meta-data", "get", &mark]),
+            (agent::annotate(&text, "info", true, &folder), vec!["annotate"]),
+        ];
+        let into = folder.join("").to_str().unwrap().to_owned();
+        lines.extend([
+            (agent::download_artifact("plan.json", &text, &folder), vec!["artifact", "download", "plan.json", &into]),
+            (agent::artifacts_of_job("plan.json", &text), vec!["artifact", "search", "plan.json*"]),
+        ]);
+        let keys = json!({ "drv": drv().to_string(), "share": format!("artifact:{text}") });
+        let place = Checkout { folder: "/checkout".into(), confined: false, no_checkout: false };
+        let request = StepRequest::read(keys.as_object().unwrap().clone(), &place).ok();
+        let share = request.and_then(|request| request.share);
+        if let Some(StepShare::From(Share::Artifact(name))) = &share {
+            prop_assert_eq!(name, &text);
+            lines.extend([
+                (agent::artifact_sha256(name), vec!["artifact", "shasum", name]),
+                (agent::download_from_build(name, &folder), vec!["artifact", "download", name, &into]),
+            ]);
+        }
+        for (line, words) in lines {
+            let (flags, others) = read_as_agent(&line).map_err(TestCaseError::fail)?;
+            prop_assert_eq!(others, words, "{}", &line);
+            let of_step = flags.iter().filter(|(name, _)| name == "--step" || name == "--context");
+            for (_, values) in of_step {
+                prop_assert_eq!(values, std::slice::from_ref(&text), "{}", &line);
+            }
+        }
+    }
+}
+
 /// The control: what the properties look at is there in ordinary output.
 #[test]
 fn what_the_inputs_are_made_of_is_understood() {
@@ -553,4 +723,5 @@ fn what_the_inputs_are_made_of_is_understood() {
     assert_eq!(others, ["./-x.nix"]);
     line.arguments.push("--x".into());
     assert!(read_as_nix(&line).is_err());
+    assert!(read_as_git(&line).is_err() && read_as_agent(&line).is_err());
 }

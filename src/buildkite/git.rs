@@ -143,6 +143,12 @@ impl Repository {
         let mut url = Cow::Borrowed(self.url.as_str());
         let mut settings = Vec::new();
         if let (Some(Login { server, path, .. }), Some(file)) = (self.login(), login) {
+            // The name of a setting ends at the first of these, and what follows would be its value: a helper, which git runs.
+            if server.contains('=') {
+                return Err(format!(
+                    "BUILDKITE_REPO names the server {server:?}, which is none"
+                ));
+            }
             // What other helpers know of this server does not count: the URL would not have asked them.
             let setting = format!("credential.{server}.helper=");
             // Git passes a helper to a shell.
@@ -633,6 +639,17 @@ mod tests {
             let wrong = repository.lines(Path::new("/f"), None).unwrap_err();
             assert!(wrong.starts_with("BUILDKITE_COMMIT is "), "{wrong}");
         }
+        let helper = Repository {
+            url: "https://u:p@h.helper=!touch x/r".into(),
+            ..repository()
+        };
+        assert_eq!(
+            helper.lines(Path::new("/f"), Some(Path::new("/login"))),
+            Err(
+                "BUILDKITE_REPO names the server \"https://h.helper=!touch x\", which is none"
+                    .into()
+            )
+        );
         let flags = Repository {
             fetch_flags: "--depth='1".into(),
             ..repository()
