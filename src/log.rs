@@ -309,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn a_colour_that_is_cut_off_ends_where_it_is_cut() {
+        let long = format!("\u{1b}[31m{}", "x".repeat(LINE_AT_MOST));
+        let shown = written(|log| {
+            let log = Log {
+                colours: true,
+                ..log.clone()
+            };
+            log.pass_on(long.as_bytes());
+        });
+        assert!(
+            shown.contains("x\u{1b}[0m… ("),
+            "{}",
+            &shown[LINE_AT_MOST - 9..]
+        );
+    }
+
+    #[test]
     fn what_is_long_is_cut_and_how_much_is_said() {
         let long = "x".repeat(1 << 20);
         let line = format!("{}… (1 MiB omitted)\n", "x".repeat(LINE_AT_MOST));

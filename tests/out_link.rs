@@ -206,6 +206,25 @@ fn the_links_of_all_recorded_outputs_are_checked() {
 }
 
 #[test]
+fn the_links_of_all_outputs_are_checked_once_an_evaluation_has_named_them() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ hello = buildAll [ "out" "dev" ] "hello" "echo > $out; echo > $dev"; }"#);
+    let in_the_way = store.write("result-dev", "precious");
+    let stand_ins = StandIns::new(store.bin()).counting("nix-store");
+    let ended = store
+        .step(["--file", "default.nix", "--attr", "hello"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.fails(64, "config");
+    let message = ended.report()["failure"]["message"].as_str().unwrap();
+    assert!(message.contains("result-dev"), "{message}");
+    assert_eq!(fs::read_to_string(in_the_way).unwrap(), "precious");
+    let calls = stand_ins.calls("nix-store").concat();
+    assert!(!calls.contains(&"--realise".into()), "{calls:?}");
+    assert!(!store.has(store.target("hello").out()), "it was built");
+}
+
+#[test]
 fn a_file_called_result_does_not_matter_where_there_is_no_output_out() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ hello = buildAll [ "dev" "doc" ] "hello" "echo > $dev; echo > $doc"; }"#);

@@ -316,6 +316,52 @@ fn a_daemon_whose_store_is_not_here_is_asked_too() {
     is_true(&ended, &store);
 }
 
+#[test]
+fn recorded_outputs_that_another_step_makes_valid_meanwhile_are_obtained_once_more() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    store.poison();
+    let outputs = || target.flags().split_off(2);
+    for (failing, way) in [("-eq 1", "available"), ("-ge 1", "none")] {
+        let script = format!(
+            "case \"$*\" in *--realise*) echo >>\"$0\".tries; [ $(wc -l <\"$0\".tries) {failing} ] && exit 1;; esac"
+        );
+        let folder = store.root().join(way);
+        let stand_ins = StandIns::new(&folder).before("nix-store", &script);
+        let step = store.step(outputs()).env("PATH", stand_ins.path(&store));
+        let ended = step.run();
+        ended.passes_on("the recorded outputs were missing, and are valid now");
+        let tries = fs::read_to_string(folder.join("nix-store.tries")).unwrap();
+        assert_eq!(tries.lines().count(), 2, "{ended}");
+        if way == "available" {
+            ended.takes("available", "outputs-available");
+        } else {
+            ended.fails(75, "surroundings");
+        }
+    }
+}
+
+#[test]
+fn recorded_outputs_are_held_until_each_has_its_link() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ hello = buildAll [ "out" "dev" ] "hello" "echo > $out; echo > $dev"; }"#);
+    let target = store.target("hello");
+    store.build(&target.drv);
+    store.poison();
+    // Before each link, a collection takes what nothing keeps.
+    let [dev, out] = ["dev", "out"].map(|name| &target.outputs[name]);
+    let script = format!(
+        "case \"$*\" in *--realise*result*) \"$REAL\" --delete '{dev}' '{out}' >&2 || echo kept >>\"$0\".kept;; esac"
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", &script);
+    let step = store.step(target.flags().split_off(2));
+    let ended = step.env("PATH", stand_ins.path(&store)).run();
+    ended.takes("available", "outputs-available");
+    let kept = fs::read_to_string(store.bin().join("nix-store.kept")).unwrap();
+    assert_eq!(kept.lines().count(), 2, "{ended}");
+}
+
 /// A fixed output that refers to another store path, with the hash that it has. It may have been built before as what it is not:
 /// then Nix 2.8 has registered it already, and leaves a file where the `.drv` wants it.
 fn fixed_output_with_references(store: &Store, was_built_before: bool) -> String {

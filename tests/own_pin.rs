@@ -13,10 +13,31 @@ use crate::support::{
     EVAL_ONCE,
     agent::{plugin_repository, program},
     buildkite::{Build, JobState, Outcome},
+    stand_in::StandIns,
     store::Store,
     target::Target,
     tool,
 };
+
+#[test]
+fn a_pin_is_held_while_nix_makes_its_link() {
+    let Some((store, a, _)) = two_targets() else {
+        return;
+    };
+    // The link as Nix makes it, in a moment in which others remove what nothing holds.
+    let script = format!(
+        "for word; do case \"$word\" in */pins/*/*) \
+           left=\"${{word%/*}}/.tmp-1-2\"; ln -s x \"$left\"; '{EVAL_ONCE}' prune >&2; \
+           [ -L \"$left\" ] && echo >>\"$0\".stayed; rm \"$left\"; break;; esac; done"
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", &script);
+    let pin = store.eval_once(["pin", &a.drv]);
+    let ended = pin.env("PATH", stand_ins.path(&store)).run();
+    ended.exits(0);
+    let stayed = fs::read_to_string(store.bin().join("nix-store.stayed")).unwrap();
+    assert!(!stayed.is_empty());
+    assert!(!ended.stderr.contains("rm: "), "{ended}");
+}
 
 /// A store with the `.drv`s of two targets, of which nothing is rooted.
 fn two_targets() -> Option<(Store, Target, Target)> {

@@ -852,6 +852,15 @@ fn a_step_that_ends_at_once_does_so_because_of_the_store_it_pushes_to() {
     fs::remove_dir_all(&folder).unwrap();
     step().exits(0);
     assert!(is_in(&folder, target.out()));
+    // A store that cannot be asked is not believed to have it.
+    let mut record = record;
+    record["push"] = "http://127.0.0.1:1/cache".into();
+    record["options"] = json!({ "download-attempts": "1" });
+    let ended = store
+        .eval_once(["step"])
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .run();
+    ended.exits(75).never_says("skipped");
 }
 
 #[test]

@@ -316,6 +316,8 @@ fn a_recording_of_something_else_goes_on_with_nothing() {
     all(other_label, None);
     let in_another_job = scene.job("p").env("BUILDKITE_JOB_ID", "another");
     all(in_another_job.args(["--argstr", "x", "1"]), None);
+    let other_systems = scene.job("p").args(["--agents", "{\"aarch64-linux\": {}}"]);
+    all(other_systems, None);
     all(scene.job("p").env("BUILDKITE_COMMIT", "1".repeat(40)), None);
     all(scene.job("p").env("BUILDKITE_COMMIT", "HEAD"), None);
     all(scene.job("p").args(["--dry-run"]), None);

@@ -57,27 +57,15 @@ pub(super) fn download(
     size: u64,
     mut grown: impl FnMut(u64),
 ) -> Result<File, ShareError> {
-    let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
-    let (mut last, mut came) = (0, 0);
+    let mut growth = Growth::of(size);
     // The agent prints nothing that says how far it is.
     let mut look = || {
-        let Sizes { all, largest } = sizes(folder);
-        // Of a try that failed, the agent has removed what was there.
-        let more = all.saturating_sub(last);
-        last = all;
-        came += more;
-        if largest > at_most || all > at_most.saturating_mul(COPIES_AT_MOST) {
-            Sight::Enough
-        } else if came >= TRICKLE {
-            grown(all);
-            came = 0;
-            Sight::Moves
-        } else {
-            if more > 0 {
-                grown(all);
-            }
-            Sight::StandsStill
+        let sizes = sizes(folder);
+        let (sight, more) = growth.look(&sizes);
+        if more {
+            grown(sizes.all);
         }
+        sight
     };
     // Where something in between knows no patterns, the name finds it.
     let mut download = |query: &str| {
@@ -216,6 +204,44 @@ fn without_queries(message: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// How a download grows, as it is looked at again and again.
+struct Growth {
+    /// How large one file may be, in bytes.
+    at_most: u64,
+    /// How much there was at the last look, and how much has come since it last moved, in bytes.
+    last: u64,
+    came: u64,
+}
+
+impl Growth {
+    /// That of an archive that unpacks to so many bytes.
+    fn of(size: u64) -> Self {
+        Self {
+            at_most: size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK),
+            last: 0,
+            came: 0,
+        }
+    }
+
+    /// What to make of a download that has come so far, and whether there is more of it.
+    fn look(&mut self, sizes: &Sizes) -> (Sight, bool) {
+        // Of a try that failed, the agent has removed what was there.
+        let more = sizes.all.saturating_sub(self.last);
+        self.last = sizes.all;
+        self.came += more;
+        let all_at_most = self.at_most.saturating_mul(COPIES_AT_MOST);
+        let sight = if sizes.largest > self.at_most || sizes.all > all_at_most {
+            Sight::Enough
+        } else if self.came >= TRICKLE {
+            self.came = 0;
+            Sight::Moves
+        } else {
+            Sight::StandsStill
+        };
+        (sight, more > 0)
+    }
+}
+
 #[derive(Default)]
 struct Sizes {
     all: u64,
@@ -262,6 +288,33 @@ fn sha256_of(supervisor: &mut Supervisor, file: &mut File) -> Result<String, Sha
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_download_is_enough_where_one_file_or_all_of_them_are_too_large() {
+        let one = Growth::of(1).at_most;
+        let look = |growth: &mut Growth, all, largest| growth.look(&Sizes { all, largest });
+        let mut growth = Growth::of(1);
+        assert_eq!(look(&mut growth, 0, 0), (Sight::StandsStill, false));
+        assert_eq!(look(&mut growth, one, one), (Sight::Moves, true));
+        // What trickles adds up.
+        let near = TRICKLE - 1;
+        assert_eq!(
+            look(&mut growth, one + near, one),
+            (Sight::StandsStill, true)
+        );
+        assert_eq!(look(&mut growth, one + TRICKLE, one), (Sight::Moves, true));
+        // One more try, from nothing.
+        assert_eq!(look(&mut growth, 0, 0), (Sight::StandsStill, false));
+        assert_eq!(
+            look(&mut growth, COPIES_AT_MOST * one, one),
+            (Sight::Moves, true)
+        );
+        assert_eq!(
+            look(&mut growth, COPIES_AT_MOST * one + 1, one).0,
+            Sight::Enough
+        );
+        assert_eq!(look(&mut Growth::of(1), one + 1, one + 1).0, Sight::Enough);
+    }
 
     #[test]
     fn the_reason_is_what_the_agent_said_of_the_last_try_and_no_signed_address() {

@@ -405,6 +405,15 @@ mod tests {
     }
 
     #[test]
+    fn only_so_many_entries_are_taken_however_small() {
+        let folder = TempDir::new().unwrap();
+        let mut unpacking = Unpacking::new(folder.path(), 1 << 30).unwrap();
+        unpacking.entries = 2;
+        let taken = [0, 1, 0].map(|size| unpacking.take(size).is_ok());
+        assert_eq!(taken, [true, true, false]);
+    }
+
+    #[test]
     fn a_folder_need_not_stand_before_its_files() {
         let archive = Raw::good().file("nar/x", b"1").end();
         let unpacked = try_unpack(&archive, 1 << 10).unwrap();

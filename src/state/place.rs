@@ -297,6 +297,20 @@ mod tests {
     }
 
     #[test]
+    fn a_link_leads_up_from_where_it_is() {
+        let outer = private::temporary_folder(Path::new("/tmp"), "eo").unwrap();
+        let open = outer.path().join("open");
+        std::fs::create_dir_all(open.join("x")).unwrap();
+        std::fs::create_dir(outer.path().join("folder")).unwrap();
+        let link = outer.path().join("folder/link");
+        symlink("../open/x", &link).unwrap();
+        check_way(&link.join("state")).unwrap();
+        set_mode(&open, 0o777);
+        let refused = check_way(&link.join("state")).unwrap_err().to_string();
+        assert!(refused.contains(open.to_str().unwrap()), "{refused}");
+    }
+
+    #[test]
     fn what_cannot_be_followed_is_left_to_the_one_that_uses_it() {
         let outer = private::temporary_folder(Path::new("/tmp"), "eo").unwrap();
         let circle = outer.path().join("circle");

@@ -262,7 +262,7 @@ mod tests {
             fs::create_dir(&pin).unwrap();
             fs::write(pin.join("keep.json"), format!("{{\"until\":{until}}}")).unwrap();
         }
-        fs::create_dir(state.pins().join("eval-once-begun")).unwrap();
+        drop(try_hold(&state.pins().join("eval-once-begun")).unwrap());
         // One that a recording holds stays.
         let held = state.pins().join("eval-once-held");
         let lock = try_hold(&held).unwrap().unwrap();
@@ -273,6 +273,27 @@ mod tests {
         assert!(left("eval-once-held"));
         drop(lock);
         assert_eq!(remove_expired(&state), [held]);
+        // What says nothing of its time has a day.
+        let begun = state.pins().join("eval-once-begun");
+        let set_age = |hours: u64| {
+            let time = SystemTime::now() - Duration::from_secs(hours * 60 * 60);
+            File::open(&begun).unwrap().set_modified(time).unwrap();
+        };
+        set_age(23);
+        assert_eq!(remove_expired(&state), Vec::<PathBuf>::new());
+        set_age(25);
+        assert_eq!(remove_expired(&state), [begun]);
+    }
+
+    #[test]
+    fn a_pin_that_was_renewed_while_it_was_opened_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let pin = folder.path().join("pin");
+        fs::create_dir(&pin).unwrap();
+        assert!(!remove(&pin, || false));
+        assert!(pin.exists());
+        assert!(remove(&pin, || true));
+        assert!(!pin.exists());
     }
 
     #[test]
