@@ -1104,6 +1104,8 @@ fn what_nix_refuses_to_build_for_good_is_100_with_and_without_a_daemon() {
 let dep = file "dep"; in {
   odd = with' { exportReferencesGraph = [ "a" ]; } "odd" "echo > $out";
   name = with' { exportReferencesGraph = [ "../a" dep ]; } "name" "echo > $out";
+  number = with' { __structuredAttrs = true; exportReferencesGraph.g = [ 3 ]; } "number" "exit 0";
+  outside = with' { __structuredAttrs = true; exportReferencesGraph.g = "/etc"; } "outside" "exit 0";
   illegal = with' { allowedReferences = [ "nope" ]; } "illegal" "echo > $out";
   chroot = with' { __noChroot = true; } "chroot" "echo > $out";
   fixed = with' {
@@ -1118,6 +1120,8 @@ let dep = file "dep"; in {
     for (attribute, options, hint) in [
         ("odd", vec![], ""),
         ("name", vec![], ""),
+        ("number", vec![], ""),
+        ("outside", vec![], ""),
         ("illegal", vec![], ""),
         (
             "chroot",

@@ -499,13 +499,15 @@ fn a_buildkite_that_does_not_answer_is_not_waited_for() {
     let Some(scene) = Scene::new() else { return };
     let hanging = "case \"$1\" in annotate|artifact) exec sleep 600 ;; esac\nexit 0";
     scene.agent(hanging);
+    let running = scene.job("p").start();
+    running.until_it_says("it has begun");
     let begin = Instant::now();
-    stopped(&scene.job("p"));
-    assert!(
-        begin.elapsed() < Duration::from_secs(9),
-        "{:?}",
-        begin.elapsed()
-    );
+    stop(&running, Signal::SIGTERM);
+    let ended = running.end();
+    // All of it has 5 s; by itself each would take ten minutes.
+    let took = begin.elapsed();
+    ended.exits(143);
+    assert!(took < Duration::from_secs(20), "{took:?}");
     assert_eq!(scene.kept().len(), 1);
     // A second signal ends it at once.
     let running = scene.job("p").start();
@@ -516,11 +518,8 @@ fn a_buildkite_that_does_not_answer_is_not_waited_for() {
     stop(&running, Signal::SIGINT);
     let ended = running.end();
     ended.exits(143);
-    assert!(
-        begin.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begin.elapsed()
-    );
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 #[test]

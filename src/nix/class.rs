@@ -136,7 +136,7 @@ pub fn is_about_what_is_missing(error: &str) -> bool {
 }
 
 /// Messages with which Nix refuses a derivation for good, without naming it.
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 11] = [
     "'exportReferencesGraph'",
     "__json attribute",
     "derivation contains an illegal reference specifier",
@@ -146,6 +146,9 @@ const REFUSALS: [&str; 9] = [
     "is not allowed to refer to ",
     "not a valid derivation path",
     "Expected JSON ",
+    // An attribute of another type than Nix reads (`__json`, `outputChecks`), or a path that is none (`exportReferencesGraph`).
+    "[json.exception.type_error.",
+    "is not in the Nix store",
 ];
 
 fn is_about_a_derivation(nix_output: &NixOutput, error: &str) -> bool {

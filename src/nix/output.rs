@@ -298,18 +298,16 @@ impl NixOutput {
             }
         } else if let Some(drv) = quoted_after(error, "Cannot build '").and_then(drv_of) {
             self.about = Some(drv);
-        } else if error.starts_with("some substitutes for ")
-            && (self.may_be_nixs(message) || self.begun.is_empty())
-        {
+        } else if error.starts_with("some substitutes for ") {
             self.needed.not_substituted = true;
-        } else if names_dependencies(error) && self.may_be_nixs(message) {
-            self.depends_on_a_failure();
+        } else if names_dependencies(error) {
+            self.depends_on_a_failure(message);
         }
     }
 
-    /// The message that is being read says no more than that something else failed.
-    fn depends_on_a_failure(&mut self) {
-        self.needed.failed = true;
+    /// The message that is being read says no more than that something else failed, whoever prints it.
+    fn depends_on_a_failure(&mut self, message: bool) {
+        self.needed.failed |= self.may_be_nixs(message);
         self.reasons = self.reasons.saturating_sub(1);
     }
 
@@ -330,10 +328,7 @@ impl NixOutput {
     /// Reads why a derivation could not be built, as Nix since 2.3x prints it: in a line of its own.
     fn read_reason(&mut self, drv: DrvPath, reason: &str, message: bool) {
         let cause = if is_a_dependency(reason) {
-            if self.may_be_nixs(message) {
-                self.depends_on_a_failure();
-            }
-            return;
+            return self.depends_on_a_failure(message);
         } else if reason.starts_with("local builds are disabled") {
             return self.add_missing_machine(message);
         } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
@@ -404,6 +399,11 @@ impl NixOutput {
                 self.unreachable.insert(url.to_owned());
             }
         }
+    }
+
+    /// Whether no build has failed, by Nix's messages and its count.
+    fn nothing_failed(&self) -> bool {
+        self.faults.is_empty() && self.failed == 0
     }
 
     /// Whether a message about a failed build can be Nix's own, as far as that is known.
@@ -482,7 +482,11 @@ impl NixOutput {
         };
         // The message that Nix ends with says only that something else failed.
         let of_dependency = || {
-            let not_downloaded = building && self.needed.not_substituted && self.needed.failed;
+            // A builder may print that as well; where one has failed, that is why.
+            let not_downloaded = building
+                && self.needed.not_substituted
+                && self.needed.failed
+                && self.nothing_failed();
             not_downloaded.then_some(Trouble::NotDownloaded)
         };
         of_message.or_else(other).or_else(of_dependency)
@@ -576,7 +580,7 @@ impl NixOutput {
             names_dependencies(error) || is_a_dependency(reason)
         };
         if self.needed.failed && of_dependency(error) {
-            let is_all = self.faults.is_empty() && self.failed == 0 && self.reasons == 0;
+            let is_all = self.nothing_failed() && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
         let (_, rest) = error.split_once(['\'', '"'])?;
@@ -672,6 +676,14 @@ mod tests {
         format!(
             "@nix {}\n",
             serde_json::json!({ "action": "msg", "level": 0, "msg": text, "raw_msg": text })
+        )
+    }
+
+    /// The same as a daemon passes it on: it may be a builder's.
+    fn passed_on(text: &str) -> String {
+        format!(
+            "@nix {}\n",
+            serde_json::json!({ "action": "msg", "level": 0, "msg": text })
         )
     }
 
@@ -915,10 +927,36 @@ mod tests {
             "1 dependencies of derivation 'x' failed to build".to_owned(),
             format!("Cannot build '{DRV}'.\n       Reason: 1 dependency failed."),
         ] {
-            let nix_output = nix_output(&message(&format!("error: {error}")));
-            assert!(nix_output.needed.failed && nix_output.faults.is_empty());
-            let unnamed = nix_output.disturbance(Ending::Exited(1));
-            assert_eq!(unnamed, Some(Disturbance::Unnamed), "{error}");
+            let last = message(&format!("error: {error}"));
+            // Alone, and behind that of another derivation, which a daemon passes on.
+            for before in [String::new(), passed_on(&format!("error: {error}"))] {
+                let nix_output = nix_output(&(before + &last));
+                assert!(nix_output.needed.failed && nix_output.faults.is_empty());
+                let unnamed = nix_output.disturbance(Ending::Exited(1));
+                assert_eq!(unnamed, Some(Disturbance::Unnamed), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_cache_cannot_deliver_is_known_beside_builds_unless_one_has_failed() {
+        let begins = format!(
+            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"\",1,1]}}\n"
+        );
+        let builds = "@nix {\"action\":\"start\",\"id\":7,\"type\":104,\"fields\":[]}\n";
+        let count = |running: u8, failed: u8| {
+            format!(
+                "@nix {{\"action\":\"result\",\"id\":7,\"type\":105,\"fields\":[0,1,{running},{failed}]}}\n"
+            )
+        };
+        let substitutes = passed_on(
+            "error: some substitutes for the outputs of derivation 'x' failed; try '--fallback'",
+        );
+        let last = message("error: 1 dependencies of derivation 'x' failed to build");
+        for (failed, trouble) in [(0, Some(Trouble::NotDownloaded)), (1, None)] {
+            let (running, ended) = (count(1, 0), count(0, failed));
+            let printed = format!("{builds}{running}{begins}{substitutes}{ended}{last}");
+            assert_eq!(nix_output(&printed).trouble(true), trouble, "{failed}");
         }
     }
 }
