@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::exit::Failure;
+use crate::secret_lines::SecretLines;
+use crate::secrets::redacted;
 
 pub use safe_text::{LINE_AT_MOST, MESSAGE_AT_MOST, SafeText, for_output};
 
@@ -32,6 +34,8 @@ pub struct Log {
     /// Set by the signal that asks us to end: a log that takes nothing any more is not waited for then.
     pub stopped: Arc<AtomicBool>,
     sink: Rc<RefCell<dyn Write>>,
+    /// Of the lines that are passed on: a secret may take several.
+    secrets: Rc<RefCell<SecretLines>>,
 }
 
 impl fmt::Debug for Log {
@@ -65,6 +69,7 @@ impl Log {
             colours: false,
             stopped: Arc::default(),
             sink,
+            secrets: Rc::default(),
         }
     }
 
@@ -108,6 +113,7 @@ impl Log {
     /// Prints lines that are part of something larger, without our name before them.
     pub fn plain(&self, lines: impl Display) {
         let lines = lines.to_string();
+        let lines = redacted(&lines);
         self.write(|text| lines.split('\n').for_each(|line| text.line(line)));
     }
 
@@ -122,7 +128,7 @@ impl Log {
     /// Prints whole lines of a program's output. Of what is more than text, only colours remain.
     pub fn pass_on(&self, lines: &[u8]) {
         if !lines.is_empty() {
-            self.write(|text| text.output(lines));
+            self.write(|text| text.output(lines, &mut self.secrets.borrow_mut()));
         }
     }
 

@@ -56,7 +56,7 @@ impl SecretLines {
             && !plain.contains("-----END ")
         {
             self.within.insert(stream, Within::Key(KEY_AT_MOST));
-        } else if plain.trim_start().starts_with("machine ") && !plain.contains(" password ") {
+        } else if begins_netrc(&plain) && !plain.contains(" password ") {
             self.within.insert(stream, Within::Netrc(NETRC_AT_MOST));
         }
         match secret {
@@ -90,7 +90,20 @@ impl SecretLines {
 
 /// Whether a line may begin something secret. Most lines of a log do not, and there are many.
 fn begins(line: &str) -> bool {
-    line.contains("-----BEGIN ") || line.contains("PRIVATE KEY") || line.contains("machine ")
+    line.contains("-----BEGIN ") || line.contains("PRIVATE KEY") || begins_netrc(line)
+}
+
+/// Whether a line begins an entry of a netrc file, or ends with the beginning of one (`trace: machine h`).
+fn begins_netrc(line: &str) -> bool {
+    if !line.contains("machine ") && !line.contains("default") {
+        return false;
+    }
+    let words: Vec<&str> = line.split_whitespace().collect();
+    words == ["default"]
+        || words.windows(2).any(|two| two == ["default", "login"])
+        || (0..words.len()).any(|at| {
+            words[at] == "machine" && words.get(at + 2).is_none_or(|word| *word == "login")
+        })
 }
 
 /// Whether a line is one of a private key: its last word is of its letters. (Some programs put a time or a number before each line.)
@@ -111,6 +124,7 @@ fn is_in_key(line: &str) -> bool {
 fn password(line: &str) -> Option<&str> {
     let (_, value) = line.split_once("password ")?;
     let value = value.split_whitespace().next()?;
+    let value = value.trim_matches(['"', '\'']);
     is_literal(value).then_some(value)
 }
 

@@ -309,6 +309,30 @@ fn hostile() -> String {
 }
 
 #[test]
+fn an_entry_of_netrc_in_a_message_is_hidden_wherever_it_is_shown() {
+    let Some(store) = Store::new() else { return };
+    store.targets(&format!(
+        r#"{{
+  thrown = throw "machine h.example\n  login u\n  password {SECRET}\n";
+  quoted = throw "default login u password '{SECRET}'";
+  traced = builtins.trace "machine h\nlogin u\npassword {SECRET}" (throw "it");
+}}"#
+    ));
+    for log in ["pretty", "raw"] {
+        for attr in ["thrown", "quoted", "traced"] {
+            let step = store.step(["--attr", attr, "--log", log]);
+            let ended = step.run();
+            ended.exits(65).never_says(SECRET);
+            assert!(ended.stderr.contains("***"), "{ended}");
+        }
+    }
+    let ended = store.eval_once(["pipeline", "--dry-run"]).run();
+    let printed = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(!printed.contains(SECRET), "{ended}");
+    assert!(ended.stderr.contains("***"), "{ended}");
+}
+
+#[test]
 fn nothing_of_a_build_shows_a_secret_of_its_repository() {
     if tool("git").is_none() || program().is_none() {
         return;

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 
 use crate::counts::mebibytes;
+use crate::secret_lines::SecretLines;
 use crate::secrets::redacted;
 use crate::text::{KeepEscapes, tamed};
 
@@ -79,13 +80,14 @@ impl SafeText {
         self.end_line();
     }
 
-    /// Adds lines of a program's output.
-    pub fn output(&mut self, lines: &[u8]) {
+    /// Adds lines of a program's output, whose `secrets` may take several of them.
+    pub fn output(&mut self, lines: &[u8], secrets: &mut SecretLines) {
         let lines = lines.strip_suffix(b"\n").unwrap_or(lines);
         for line in lines.split(|byte| *byte == b'\n') {
             // What is cut off anyway is not decoded: that may be megabytes.
             let (begin, rest) = line.split_at(line.len().min(2 * LINE_AT_MOST));
-            self.output_line(&String::from_utf8_lossy(begin), rest.len());
+            let line = String::from_utf8_lossy(begin);
+            self.output_line(&secrets.shown(0, &line), rest.len());
         }
     }
 

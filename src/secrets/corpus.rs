@@ -83,6 +83,9 @@ pub(super) const SECRETS: &[(&str, &str, &str, SecretHome)] = &[
     ("-----BEGIN OPENSSH PRIVATE KEY-----", "\nb3BlbnNzaC1rZXktdjEA\n", "-----END OPENSSH PRIVATE KEY-----", SecretHome::SigningKey),
     ("cache.example.org-1:", "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz01234567890+/0==", "", SecretHome::SigningKey),
     ("echo machine h login u password ", "pw", " >netrc", SecretHome::Netrc),
+    ("machine h password ", "pw", " login u", SecretHome::Netrc),
+    ("default login u password ", "pw", "", SecretHome::Netrc),
+    ("machine h\n  login u\n  password \"", "pw", "\"\n", SecretHome::Netrc),
 ];
 
 /// Texts of real configurations, commands and messages, without a secret.
@@ -121,6 +124,8 @@ pub(super) const PLAIN: &[&str] = &[
     "auto?trusted=true",
     "https://cache.nixos.org https://nix-community.cachix.org?priority=41",
     "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",
+    "this machine asks for a password twice",
+    "the default password is asked for",
     "file:///srv/ci:main@2x/r",
     "file:/srv/ci:main@2x",
     "path:/srv/ci:main@2x",

@@ -15,6 +15,7 @@ use crate::nix::structured::PlainLine;
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
 use crate::nix::{DrvPath, NixOutput, NoiseFilter, begins_missing};
 use crate::secret_lines::SecretLines;
+use crate::secrets::redacted;
 use crate::status_line::StatusLine;
 use crate::text::without_escapes;
 
@@ -155,7 +156,9 @@ fn without_secret_lines(
             passed_on,
             omitted,
         } => {
+            // As a whole: an entry of a netrc file takes several lines.
             let text = secrets.quoted(&text);
+            let text = redacted(&text);
             pass_on(&Event::Message {
                 text,
                 passed_on,
