@@ -316,13 +316,13 @@ mod tests {
 
     #[test]
     fn a_colour_that_is_cut_off_ends_where_it_is_cut() {
-        let long = format!("\u{1b}[31m{}", "x".repeat(LINE_AT_MOST));
+        let line = format!("\u{1b}[31m{}", "x".repeat(LINE_AT_MOST));
         let shown = written(|log| {
             let log = Log {
                 colours: true,
                 ..log.clone()
             };
-            log.pass_on(long.as_bytes());
+            log.pass_on(line.as_bytes());
         });
         assert!(
             shown.contains("x\u{1b}[0m… ("),

@@ -371,54 +371,102 @@ fn what_was_found_in_a_checkout_that_was_changed_and_restored_is_not_kept() {
 }
 
 #[test]
-fn what_was_found_in_a_checkout_that_git_does_not_look_at_is_not_kept() {
-    let Some(store) = Store::new() else { return };
-    if tool("git").is_none() {
-        return;
+fn what_git_does_not_look_at_counts_as_well() {
+    type Change = fn(&Store);
+    fn commit_all(store: &Store) {
+        let author = ["-c", "user.name=Test", "-c", "user.email=test@example.com"];
+        let all = ["commit", "--quiet", "--all", "--message=More"];
+        git(store, &[&author[..], &all].concat());
     }
-    let other = store.root().join("other");
-    fs::create_dir(&other).unwrap();
-    fs::write(other.join("lib.nix"), "1").unwrap();
-    commit(&other);
-    store.write("ci.nix", &targets(&store));
-    git(&store, &["init", "--quiet"]);
-    let path = other.to_str().unwrap();
-    let add = [
-        "-c",
-        "protocol.file.allow=always",
-        "submodule",
-        "--quiet",
-        "add",
-        path,
-        "sub",
+    let rows: [(&str, Change, Change); 6] = [
+        (
+            "an ignored file",
+            |store| {
+                store.write(".git/info/exclude", "local.nix");
+                store.write("local.nix", "1");
+            },
+            |store| drop(store.write("local.nix", "2")),
+        ),
+        (
+            "a filter",
+            |store| {
+                git(store, &["config", "filter.k.clean", "sed s/2/1/"]);
+                store.write(".git/info/attributes", "lib.nix filter=k");
+            },
+            |store| {
+                store.write("lib.nix", "2");
+                git(store, &["add", "lib.nix"]);
+            },
+        ),
+        (
+            "a mode",
+            |store| drop(git(store, &["config", "core.fileMode", "false"])),
+            |store| {
+                let file = store.work().join("lib.nix");
+                fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+            },
+        ),
+        (
+            "a file that is assumed to be unchanged",
+            |_| {},
+            |store| {
+                git(store, &["update-index", "--assume-unchanged", "lib.nix"]);
+                store.write("lib.nix", "2");
+            },
+        ),
+        (
+            "a submodule without a repository",
+            |store| {
+                let of = format!("160000,{},sub", "1".repeat(40));
+                git(store, &["update-index", "--add", "--cacheinfo", &of]);
+                store.write("sub/lib.nix", "1");
+                commit_all(store);
+            },
+            |store| drop(store.write("sub/lib.nix", "2")),
+        ),
+        (
+            "an empty folder",
+            |_| {},
+            |store| fs::create_dir(store.work().join("empty")).unwrap(),
+        ),
     ];
-    git(&store, &add);
-    let scene = Scene::of(store);
-    for (folder, file, word) in [
-        (".", "ci.nix", "skip-worktree"),
-        (".", "ci.nix", "assume-unchanged"),
-        ("sub", "lib.nix", "assume-unchanged"),
-    ] {
-        let mark = |no: &str| {
-            let word = format!("--{no}{word}");
-            git(&scene.store, &["-C", folder, "update-index", &word, file])
-        };
-        mark("");
+    for (what, before, between) in rows {
+        let Some(store) = Store::new() else { return };
+        if tool("git").is_none() {
+            return;
+        }
+        store.write("ci.nix", &targets(&store));
+        store.write("lib.nix", "1");
+        let mut scene = Scene::of(store);
+        before(&scene.store);
+        scene.commit = git(&scene.store, &["rev-parse", "HEAD"]);
         stopped(&scene.job("p"));
-        assert_eq!(scene.kept().len(), 0, "{word}");
-        mark("no-");
-        stopped(&scene.job("p"));
-        assert_eq!(scene.kept().len(), 1, "{word}");
-        // Nor is it gone on with there.
-        mark("");
+        assert_eq!(scene.kept().len(), 1, "{what}");
+        between(&scene.store);
+        assert_eq!(git(&scene.store, &["status", "--porcelain"]), "", "{what}");
         scene.go();
         let ended = scene.job("p").run();
         ended
             .exits(0)
-            .passes_on("cannot be continued: git does not look at ");
-        mark("no-");
-        fs::remove_file(scene.store.root().join("go")).unwrap();
+            .passes_on("cannot be continued: there is something else in the checkout");
+        assert_eq!(evaluated(&ended), ALL, "{what}: {ended}");
     }
+}
+
+#[test]
+fn the_same_checkout_in_another_folder_is_gone_on_with() {
+    let Some(scene) = Scene::new() else { return };
+    stopped(&scene.job("p"));
+    // As another agent of this host has it; Nix takes the folder's name into no path here.
+    let other = scene.store.root().join("other/work");
+    fs::create_dir(scene.store.root().join("other")).unwrap();
+    git(
+        &scene.store,
+        &["clone", "--quiet", ".", other.to_str().unwrap()],
+    );
+    scene.go();
+    let ended = scene.job("p").folder(&other).run();
+    ended.exits(0).passes_on(CONTINUING);
 }
 
 #[test]
@@ -460,7 +508,7 @@ fn what_is_damaged_is_evaluated_again() {
     let damages: [&dyn Fn(); 6] = [
         &|| fs::write(&file, &text[..text.len() / 2]).unwrap(),
         &|| fs::write(&file, "").unwrap(),
-        &|| fs::write(&file, text.replace("\"version\":1", "\"version\":2")).unwrap(),
+        &|| fs::write(&file, text.replace("\"version\":2", "\"version\":3")).unwrap(),
         &|| fs::write(&file, text.replace(".drv", "")).unwrap(),
         &|| fs::create_dir(&file).unwrap(),
         &|| {

@@ -288,42 +288,6 @@ pub fn is_clean(printed: &[u8], commit: &str) -> bool {
     head == Some(commit) && text.lines().all(|line| line.starts_with("# "))
 }
 
-/// Prints the files that are part of what is checked out in `folder`, each behind a letter that says what git makes of it and its mode,
-/// with a null byte behind each.
-#[must_use]
-pub fn files(folder: &Path) -> CommandLine {
-    git(
-        folder,
-        &[&["ls-files", "--recurse-submodules", "-v", "--stage", "-z"]],
-    )
-}
-
-/// What of a checkout its commit does not determine, or may not.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Undetermined<'f> {
-    /// A file that git does not look at: one that a sparse checkout leaves out, or that is assumed to be unchanged.
-    Unseen(&'f [u8]),
-    /// A link, which may lead anywhere.
-    Link(&'f [u8]),
-}
-
-/// What [`files`] prints that the commit may not determine.
-pub fn undetermined(printed: &[u8]) -> impl Iterator<Item = Undetermined<'_>> {
-    let lines = printed.split(|byte| *byte == 0);
-    lines.filter_map(|line| {
-        // LETTER MODE OBJECT STAGE TAB FILE
-        let tab = line.iter().position(|byte| *byte == b'\t')?;
-        let file = &line[tab + 1..];
-        if !line.starts_with(b"H ") {
-            Some(Undetermined::Unseen(file))
-        } else if line.starts_with(b"H 120000 ") {
-            Some(Undetermined::Link(file))
-        } else {
-            None
-        }
-    })
-}
-
 /// A command of git, which asks nothing, leaves nothing to a process behind it, and speaks English.
 fn git(folder: &Path, words: &[&[&str]]) -> CommandLine {
     let settings = [
@@ -393,25 +357,6 @@ pub fn is_missing(reason: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_commit_may_not_determine_is_found() {
-        use Undetermined::{Link, Unseen};
-        let of = |printed: &'static [u8]| undetermined(printed).collect::<Vec<_>>();
-        assert_eq!(of(b""), []);
-        assert_eq!(
-            of(b"H 100644 a1 0\ta\0H 100755 a1 0\tb c\0H 160000 a1 0\tsub\0"),
-            []
-        );
-        assert_eq!(
-            of(b"H 100644 a1 0\ta\0S 100644 a1 0\tlib/x\0"),
-            [Unseen(b"lib/x")]
-        );
-        assert_eq!(
-            of(b"h 120000 a1 0\ty\0H 120000 a1 0\tx\ty\0"),
-            [Unseen(b"y"), Link(b"x\ty")]
-        );
-    }
 
     const COMMIT: &str = "0123456789012345678901234567890123456789";
 

@@ -3,11 +3,11 @@
 
 mod content;
 mod folder;
-mod meanwhile;
 pub(in crate::recording) mod partial;
 pub(in crate::recording) mod pin;
 pub(in crate::recording) mod pinned;
 pub(in crate::recording) mod prune;
+mod seen;
 pub(in crate::recording) mod skip;
 mod state_folder;
 

@@ -1,11 +1,8 @@
 //! What a stopped recording has found, kept for a later job that records the same: a file beside a pin of its own.
 //!
-//! The same are the keys, the pipeline and the commit, in a clean checkout; by hand nothing is kept, since the checkout may have
-//! changed. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
+//! The same are the keys, the pipeline, the commit, and all that an evaluation can see in its checkout; by hand nothing is kept. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -13,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::content::PinOwner;
 use super::folder::{self, hold, seconds, write_expiry};
-use super::meanwhile::changed;
 use super::pin::{PinResult, PinnedDrvs, pin};
+use super::seen;
 use crate::buildkite::git;
 use crate::command_line::CommandLine;
 use crate::counts::number;
@@ -31,7 +28,7 @@ use crate::store::{ATTEMPTS, Store};
 use crate::supervise::{OnStop, Printed, Supervisor};
 
 /// The version of the file's format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The file's name.
 const FILE: &str = "found.json";
@@ -47,6 +44,8 @@ struct PartialContent<T> {
     nix: String,
     /// The locked flake that was evaluated, if it was one.
     flake: Option<String>,
+    /// The hash of what an evaluation could see in the checkout.
+    seen: String,
     targets: T,
 }
 
@@ -58,7 +57,7 @@ pub(in crate::recording) struct PartialRecording {
     checkout: PathBuf,
     /// When this recording began, before it evaluates anything.
     began: SystemTime,
-    /// What of the recording the commit does not determine, where there is something.
+    /// What of the recording lies outside of the checkout, where there is something.
     undetermined: Option<String>,
 }
 
@@ -121,6 +120,11 @@ impl PartialRecording {
             None if Some(&content.nix) != store.version(supervisor)?.as_ref() => {
                 Some("it was evaluated by another version of Nix".to_owned())
             }
+            None => match seen::hash(&self.checkout, None, &mut || supervisor.check())? {
+                Ok(seen) if seen == content.seen => None,
+                Ok(_) => Some("there is something else in the checkout".to_owned()),
+                Err(why) => Some(why),
+            },
             changed => changed,
         };
         if let Some(why) = differs {
@@ -168,13 +172,16 @@ impl PartialRecording {
             return Ok(Some(why));
         }
         // It may have been another one meanwhile, and be restored.
-        if let Some(why) = changed(&self.checkout, self.began, || supervisor.check())? {
-            return Ok(Some(why));
-        }
+        let seen = seen::hash(&self.checkout, Some(self.began), &mut || supervisor.check())?;
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(why) => return Ok(Some(why)),
+        };
         let content = PartialContent {
             version: VERSION,
             nix: store.version(supervisor)?.unwrap_or_default(),
             flake: locked.map(|locked| locked.reference().to_owned()),
+            seen,
             targets: known.iter().collect::<Vec<_>>(),
         };
         let json = serde_json::to_vec(&content)
@@ -236,7 +243,7 @@ impl PartialRecording {
         }
     }
 
-    /// Why the commit alone does not say what is recorded, if so.
+    /// Why the checkout alone does not say what is recorded, or is not of the commit, if so: of the commit git knows more than its files.
     fn changed(&self, supervisor: &mut Supervisor) -> Result<Option<String>, Failure> {
         if self.undetermined.is_some() {
             return Ok(self.undetermined.clone());
@@ -245,25 +252,8 @@ impl PartialRecording {
             Ok(status) => status,
             Err(why) => return Ok(Some(why)),
         };
-        if !git::is_clean(&status, &self.commit) {
-            return Ok(Some(format!("the checkout is not {}", self.commit)));
-        }
-        let files = match self.git(git::files, supervisor)? {
-            Ok(files) => files,
-            Err(why) => return Ok(Some(why)),
-        };
-        Ok(git::undetermined(&files).find_map(|what| match what {
-            git::Undetermined::Unseen(file) => Some(format!(
-                "git does not look at {} (a sparse checkout, or one that is assumed to be unchanged)",
-                String::from_utf8_lossy(file)
-            )),
-            git::Undetermined::Link(file) => {
-                let link = self.checkout.join(OsStr::from_bytes(file));
-                let leads_to = link.parent()?.join(link.read_link().ok()?);
-                let leads_out = !paths::is_inside(&leads_to, &self.checkout) && leads_to != link;
-                leads_out.then(|| format!("{} leads out of the checkout", link.display()))
-            }
-        }))
+        Ok((!git::is_clean(&status, &self.commit))
+            .then(|| format!("the checkout is not {}", self.commit)))
     }
 
     /// What git prints of the checkout; else why it does not.
