@@ -116,6 +116,19 @@ pub(super) fn fault(error: &str) -> Option<Fault> {
     })
 }
 
+/// Why another machine failed to build a derivation, as the `build-hook` that speaks with it says: `build of 'DRV' on 'ssh://m' failed: …`.
+/// For Nix itself the hook is the builder then, and ends with status 1.
+pub(super) fn fault_of_machine(error: &str) -> Option<(DrvPath, Cause)> {
+    let (drv, rest) = error.strip_prefix("build of '")?.split_once("' on '")?;
+    let (_machine, why) = rest.split_once("' failed: ")?;
+    let cause = match fault(why) {
+        Some(fault) => fault.cause,
+        None if is_time_alone(why) => Cause::Time(format!("it {why}")),
+        None => Cause::Other(why.to_owned()),
+    };
+    Some((drv_of(drv)?, cause))
+}
+
 /// How a builder failed: `failed with exit code 3`, `builder failed due to signal 9 (Killed)`.
 pub(super) fn cause_of_builder(how: &str) -> Option<Cause> {
     let number_after = |words: &str| {

@@ -6,7 +6,9 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::mem::discriminant;
 
-use super::fault::{Cause, Fault, NO_MACHINE, cause_of_builder, drv_of, fault, is_time_alone};
+use super::fault::{
+    Cause, Fault, NO_MACHINE, cause_of_builder, drv_of, fault, fault_of_machine, is_time_alone,
+};
 use super::message::{self, Message, MessageLines};
 use super::structured::{BuildCounts, Ended, Event, LogReader};
 use super::trouble::{Trouble, is_about_settings, is_git_without_network, may_be_of_git, trouble};
@@ -43,6 +45,10 @@ pub struct NixOutput {
     message: Option<Message>,
     /// A message that comes line by line, so far.
     gathered: MessageLines,
+    /// The builds on other machines: which, and why it has failed there, as far as that is known.
+    elsewhere: HashMap<DrvPath, (String, Option<Cause>)>,
+    /// A connection ended early.
+    connection_lost: bool,
     /// What Nix says of something that something else needs.
     needed: Needed,
     /// How many messages say more than that it failed.
@@ -168,8 +174,14 @@ impl NixOutput {
                 }
                 self.read_line(&begin_of(begin, PLAIN_AT_MOST), false);
             }
-            Event::BuildBegins { id, drv, .. } => {
+            Event::BuildBegins {
+                id, drv, machine, ..
+            } => {
                 self.begun.insert(drv.clone());
+                if !machine.is_empty() {
+                    let machine = (machine.to_string(), None);
+                    self.elsewhere.insert(drv.clone(), machine);
+                }
                 let build = RunningBuild {
                     drv: drv.clone(),
                     lines: VecDeque::new(),
@@ -278,7 +290,13 @@ impl NixOutput {
 
     fn read_error(&mut self, error: &str, message: bool) {
         self.reasons += 1;
-        if let Some(fault) = fault(error) {
+        if let Some((drv, cause)) = fault_of_machine(error) {
+            if let Some((_, why)) = self.elsewhere.get_mut(&drv) {
+                *why = Some(cause);
+            }
+        } else if error == "unexpected end-of-file" {
+            self.connection_lost = true;
+        } else if let Some(fault) = fault(error) {
             self.add(fault, message);
         } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
             let drv = self.ended_last();
@@ -341,12 +359,15 @@ impl NixOutput {
     }
 
     fn amend_hash(&mut self, words: &str, hash: &str) {
-        if let Some(Fault {
-            cause: Cause::Hash(which),
-            ..
-        }) = self.faults.last_mut()
-            && !which.contains(words)
-        {
+        // Of a build elsewhere, before Nix says here that it has failed.
+        let elsewhere = self.elsewhere.values_mut();
+        let elsewhere = elsewhere.filter_map(|(_, why)| why.as_mut());
+        let here = self.faults.last_mut().map(|fault| &mut fault.cause);
+        let hashes = elsewhere.chain(here).filter_map(|cause| match cause {
+            Cause::Hash(which) => Some(which),
+            _ => None,
+        });
+        if let Some(which) = { hashes }.find(|which| !which.contains(words)) {
             which.push_str(words);
             which.push_str(hash.trim());
         }
@@ -413,7 +434,7 @@ impl NixOutput {
 
     /// Adds a fault. A message that may be a builder's counts only where Nix has counted a failure that no message has named so
     /// far, and never for a build that succeeded.
-    fn add(&mut self, fault: Fault, message: bool) {
+    fn add(&mut self, mut fault: Fault, message: bool) {
         let drv = fault.drv.as_ref();
         let is_begun = drv.is_some_and(|drv| self.begun.contains(drv));
         let is_done = drv.is_some_and(|drv| self.done.contains(drv));
@@ -435,6 +456,16 @@ impl NixOutput {
         }
         if !is_platform {
             self.failed = self.failed.saturating_sub(1);
+        }
+        // The status of the hook, where another machine has built it.
+        let machine = drv.and_then(|drv| self.elsewhere.remove(drv));
+        if let (Cause::Status(1), Some((machine, why))) = (&fault.cause, machine) {
+            if let Some(why) = why {
+                fault.cause = why;
+            } else if self.connection_lost {
+                fault.cause = Cause::Platform(format!("{machine} was lost while it built it"));
+                self.other_troubles.insert(Trouble::BuilderGone);
+            }
         }
         if self.faults.len() < FAULTS_AT_MOST {
             self.faults.push(fault);
@@ -936,6 +967,59 @@ mod tests {
                 assert_eq!(unnamed, Some(Disturbance::Unnamed), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn why_a_build_has_failed_on_another_machine_is_why_it_has_failed() {
+        let begins = format!(
+            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"ssh://m\",1,1]}}\n"
+        );
+        let of_machine = |why: &str| format!("error: build of '{DRV}' on 'ssh://m' failed: {why}");
+        let lost = Cause::Platform("ssh://m was lost while it built it".into());
+        for (said, status, cause) in [
+            (
+                of_machine(&format!("builder for '{DRV}' failed with exit code 3")),
+                1,
+                Cause::Status(3),
+            ),
+            (
+                of_machine(&format!(
+                    "building of '{DRV}!out' from in-memory derivation timed out after 6 seconds"
+                )),
+                1,
+                Cause::Time("it timed out after 6 seconds".into()),
+            ),
+            (
+                of_machine(&format!(
+                    "hash mismatch in fixed-output derivation '{DRV}':\n         specified: sha256-A=\n            got:    sha256-B="
+                )),
+                1,
+                Cause::Hash(": specified sha256-A=, got sha256-B=".into()),
+            ),
+            (
+                of_machine("it would not"),
+                1,
+                Cause::Other("it would not".into()),
+            ),
+            ("error: unexpected end-of-file".into(), 1, lost),
+            ("error: something else".into(), 1, Cause::Status(1)),
+            // Not the hook's.
+            ("error: unexpected end-of-file".into(), 2, Cause::Status(2)),
+        ] {
+            let last = format!("error: builder for '{DRV}' failed with exit code {status}");
+            let printed = format!("{begins}{}{}", passed_on(&said), message(&last));
+            let nix_output = nix_output(&printed);
+            let causes: Vec<_> = nix_output.faults.iter().map(|it| &it.cause).collect();
+            assert_eq!(causes, [&cause], "{said}");
+        }
+        // On this host, it is the builder's status.
+        let here = begins.replace("ssh://m", "");
+        let last = message(&format!(
+            "error: builder for '{DRV}' failed with exit code 1"
+        ));
+        let eof = passed_on("error: unexpected end-of-file");
+        let nix_output = nix_output(&format!("{here}{eof}{last}"));
+        assert_eq!(nix_output.root_cause().unwrap().cause, Cause::Status(1));
     }
 
     #[test]
