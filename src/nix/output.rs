@@ -975,7 +975,7 @@ mod tests {
             "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"ssh://m\",1,1]}}\n"
         );
         let of_machine = |why: &str| format!("error: build of '{DRV}' on 'ssh://m' failed: {why}");
-        let lost = Cause::Platform("ssh://m was lost while it built it".into());
+        let gone = Cause::Platform("ssh://m was lost while it built it".into());
         for (said, status, cause) in [
             (
                 of_machine(&format!("builder for '{DRV}' failed with exit code 3")),
@@ -1001,7 +1001,7 @@ mod tests {
                 1,
                 Cause::Other("it would not".into()),
             ),
-            ("error: unexpected end-of-file".into(), 1, lost),
+            ("error: unexpected end-of-file".into(), 1, gone),
             ("error: something else".into(), 1, Cause::Status(1)),
             // Not the hook's.
             ("error: unexpected end-of-file".into(), 2, Cause::Status(2)),
