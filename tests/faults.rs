@@ -741,6 +741,9 @@ fn a_drv_that_a_target_needs_and_that_is_empty_cut_off_or_lost_is_an_infrastruct
                     .passes_on("hint: write it anew with `nix-instantiate --repair");
                 leaves_nothing(&store);
             }
+            let ended = recording(&store).run();
+            records_nothing(&ended, 75, &drv);
+            ended.passes_on("write it anew with `nix-instantiate --repair");
             // As the hint says.
             store.nix("nix-instantiate", ["--repair", "default.nix", "-A", "a"]);
             assert_eq!(fs::read(file).unwrap(), whole, "{length:?}");

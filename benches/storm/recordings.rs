@@ -238,7 +238,7 @@ fn note_75(stage: &Stage, ended: &Ended, seed: u64) {
 fn mend(stage: &Stage, place: &Place, ended: &Ended, of: &str, seed: u64) {
     if ended
         .stderr
-        .contains("hint: write it anew with `nix-instantiate --repair")
+        .contains("write it anew with `nix-instantiate --repair")
     {
         let repair = ["--repair", "default.nix", "--argstr", "of", of];
         let mended = place.store.program("nix-instantiate").args(repair).run();

@@ -358,7 +358,7 @@ impl<'a> Diagnosis<'a> {
                 let what = format!(
                     "{path} was missing during the evaluation of {name}, and valid right after it, {ATTEMPTS} times"
                 );
-                let hint = "run `nix-store --verify` on this host, which finds what is registered without its file, or retry the recording while no garbage collector runs";
+                let hint = "where its file does not exist, write it anew with `nix-instantiate --repair FILE -A ATTR` on this host (a collection may have taken it while it was written, and `nix-store --verify` does not mend a .drv); else retry the recording while no garbage collector runs";
                 (what, hint)
             }
         };
