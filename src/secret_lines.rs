@@ -12,8 +12,10 @@ const KEY_AT_MOST: u32 = 400;
 /// In how many lines an entry of a netrc file may be told.
 const NETRC_AT_MOST: u32 = 3;
 
-/// How many lines are remembered, for messages that quote them.
+/// How many lines are remembered, for messages that quote them, and how many bytes they have at least: what is shorter may be a part of
+/// any word.
 const REMEMBERED_AT_MOST: usize = 1_000;
+const REMEMBERED_AT_LEAST: usize = 6;
 
 /// The lines of several streams, one after the other: those of builds that run at the same time.
 #[derive(Debug, Default)]
@@ -42,13 +44,14 @@ impl SecretLines {
                 self.within.insert(stream, Within::Key(left - 1));
                 Some(plain.trim())
             }
-            Some(Within::Netrc(left)) => {
-                let password = password(&plain);
-                if password.is_none() && left > 0 {
+            Some(Within::Netrc(left)) => match NetrcLine::of(&plain) {
+                NetrcLine::Password(password) => Some(password),
+                NetrcLine::GoesOn if left > 0 => {
                     self.within.insert(stream, Within::Netrc(left - 1));
+                    None
                 }
-                password
-            }
+                _ => None,
+            },
             _ => None,
         };
         if plain.contains("-----BEGIN ")
@@ -61,16 +64,20 @@ impl SecretLines {
         }
         match secret {
             Some(secret) if !secret.is_empty() => {
-                if self.hidden.len() < REMEMBERED_AT_MOST {
+                if self.hidden.len() < REMEMBERED_AT_MOST && secret.len() >= REMEMBERED_AT_LEAST {
                     self.hidden.insert(secret.to_owned());
                 }
-                Cow::Owned(plain.replace(secret, HIDDEN))
+                // It is a part of this line, and the same letters elsewhere in it are none.
+                let begin = secret.as_ptr() as usize - plain.as_ptr() as usize;
+                let end = begin + secret.len();
+                Cow::Owned(format!("{}{HIDDEN}{}", &plain[..begin], &plain[end..]))
             }
             _ => Cow::Borrowed(line),
         }
     }
 
-    /// What is shown of a message, whose lines may be some of those that were hidden.
+    /// What is shown of a message of Nix's, which may quote lines that were hidden (`> …`). What Nix says itself stays as it is: it decides
+    /// what a failure is.
     #[must_use]
     pub fn quoted<'a>(&self, message: &'a str) -> Cow<'a, str> {
         if self.hidden.is_empty() {
@@ -78,6 +85,9 @@ impl SecretLines {
         }
         let lines = message.split('\n').map(|line| {
             let plain = without_escapes(line);
+            if !plain.trim_start().starts_with('>') {
+                return Cow::Borrowed(line);
+            }
             let secret = self.hidden.iter().find(|it| plain.contains(it.as_str()));
             match secret {
                 Some(secret) => Cow::Owned(plain.replace(secret, HIDDEN)),
@@ -93,17 +103,56 @@ fn begins(line: &str) -> bool {
     line.contains("-----BEGIN ") || line.contains("PRIVATE KEY") || begins_netrc(line)
 }
 
-/// Whether a line begins an entry of a netrc file, or ends with the beginning of one (`trace: machine h`).
+/// Whether a line begins an entry of a netrc file, and may leave its rest to the next ones: `machine h`, `default login u`. A trace
+/// stands behind a word of Nix's.
 fn begins_netrc(line: &str) -> bool {
-    if !line.contains("machine ") && !line.contains("default") {
-        return false;
+    let line = line.trim_start();
+    let line = line.strip_prefix("trace: ").unwrap_or(line);
+    let mut words = line.split_whitespace();
+    match words.next() {
+        Some("machine") if words.next().is_some() => {}
+        Some("default") => {}
+        _ => return false,
     }
-    let words: Vec<&str> = line.split_whitespace().collect();
-    words == ["default"]
-        || words.windows(2).any(|two| two == ["default", "login"])
-        || (0..words.len()).any(|at| {
-            words[at] == "machine" && words.get(at + 2).is_none_or(|word| *word == "login")
-        })
+    are_pairs(words)
+}
+
+/// What a line behind the first one of an entry is.
+enum NetrcLine<'l> {
+    /// It tells the password.
+    Password(&'l str),
+    /// A comment, a blank line, or another part of the entry.
+    GoesOn,
+    /// None of it.
+    Ends,
+}
+
+impl<'l> NetrcLine<'l> {
+    fn of(line: &'l str) -> Self {
+        let line = line.split('#').next().unwrap_or_default();
+        if !are_pairs(line.split_whitespace()) {
+            return Self::Ends;
+        }
+        let mut words = line.split_whitespace();
+        while let (Some(name), Some(value)) = (words.next(), words.next()) {
+            let value = value.trim_matches(['"', '\'']);
+            if name == "password" && is_literal(value) {
+                return Self::Password(value);
+            }
+        }
+        Self::GoesOn
+    }
+}
+
+/// Whether these are the words of an entry and their values: ordinary text is not, where a password is spoken of.
+fn are_pairs<'l>(mut words: impl Iterator<Item = &'l str>) -> bool {
+    while let Some(name) = words.next() {
+        let is_known = ["login", "password", "account", "port", "protocol"].contains(&name);
+        if !is_known || words.next().is_none() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Whether a line is one of a private key: its last word is of its letters. (Some programs put a time or a number before each line.)
@@ -118,14 +167,6 @@ fn is_in_key(line: &str) -> bool {
         || ["Proc-Type:", "DEK-Info:"]
             .iter()
             .any(|it| line.contains(it))
-}
-
-/// The password that a line of an entry tells.
-fn password(line: &str) -> Option<&str> {
-    let (_, value) = line.split_once("password ")?;
-    let value = value.split_whitespace().next()?;
-    let value = value.trim_matches(['"', '\'']);
-    is_literal(value).then_some(value)
 }
 
 #[cfg(test)]
@@ -190,5 +231,35 @@ mod tests {
         let message = format!("error: builder failed\n       > {key}\n       > gone");
         let expected = "error: builder failed\n       > ***\n       > gone";
         assert_eq!(secrets.quoted(&message), expected);
+    }
+
+    #[test]
+    fn ordinary_text_that_speaks_of_passwords_is_shown_and_no_word_of_it_is_hidden_later() {
+        for lines in [
+            ["default", "the password in use"],
+            ["default", "password for postgres is set"],
+            ["machine h", "password building the rest"],
+            ["booting machine vm1", "no password is asked in this list"],
+            ["default login and more", "password of root"],
+        ] {
+            let mut secrets = SecretLines::default();
+            for line in lines {
+                assert_eq!(secrets.shown(1, line), line);
+            }
+            let message = "error: builder for 'x' failed in use\n> the password in use";
+            assert_eq!(secrets.quoted(message), message);
+        }
+    }
+
+    #[test]
+    fn what_nix_says_itself_is_never_changed_by_what_a_builder_has_printed() {
+        let mut secrets = SecretLines::default();
+        secrets.shown(1, "machine h");
+        assert_eq!(secrets.shown(1, "password builder"), "password ***");
+        let message = "error: builder for 'x' failed\n> password builder\n>  builder";
+        assert_eq!(
+            secrets.quoted(message),
+            "error: builder for 'x' failed\n> password ***\n>  ***"
+        );
     }
 }

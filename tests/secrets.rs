@@ -333,6 +333,23 @@ fn an_entry_of_netrc_in_a_message_is_hidden_wherever_it_is_shown() {
 }
 
 #[test]
+fn what_a_builder_says_of_passwords_decides_nothing() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{
+  hash = with' { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "0000000000000000000000000000000000000000000000000000"; }
+    "hash" "echo default; echo the password in use; echo machine h; echo password derivation; echo > $out";
+  status = build "status" "echo machine h; echo password failed; exit 1";
+}"#,
+    );
+    for (attr, status) in [("hash", 102), ("status", 100)] {
+        let target = store.target(attr);
+        let ended = store.step(target.drv_flags()).run();
+        ended.exits(status).passes_on("password ***");
+    }
+}
+
+#[test]
 fn nothing_of_a_build_shows_a_secret_of_its_repository() {
     if tool("git").is_none() || program().is_none() {
         return;

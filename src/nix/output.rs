@@ -46,7 +46,9 @@ pub struct NixOutput {
     /// A message that comes line by line, so far.
     gathered: MessageLines,
     /// The builds on other machines: which, and why it has failed there, as far as that is known.
-    elsewhere: HashMap<DrvPath, (String, Option<Cause>)>,
+    elsewhere: Elsewhere,
+    /// The one of them that the message is about that is being read.
+    named_elsewhere: Option<DrvPath>,
     /// A connection ended early.
     connection_lost: bool,
     /// What Nix says of something that something else needs.
@@ -261,6 +263,11 @@ impl NixOutput {
             return;
         }
         if text.starts_with(DISK_NOTE) {
+            let named = self.named_elsewhere.as_ref();
+            if let Some(cause) = cause_elsewhere(named, &mut self.elsewhere) {
+                *cause = Cause::DiskFull;
+                return;
+            }
             // About the build that the same message names; in Nix's own text, about the last one.
             let before = if message { self.faults_before } else { 0 };
             if let Some(fault) = self.faults[before..].last_mut() {
@@ -290,9 +297,11 @@ impl NixOutput {
 
     fn read_error(&mut self, error: &str, message: bool) {
         self.reasons += 1;
+        self.named_elsewhere = None;
         if let Some((drv, cause)) = fault_of_machine(error) {
             if let Some((_, why)) = self.elsewhere.get_mut(&drv) {
                 *why = Some(cause);
+                self.named_elsewhere = Some(drv);
             }
         } else if error == "unexpected end-of-file" {
             self.connection_lost = true;
@@ -359,15 +368,11 @@ impl NixOutput {
     }
 
     fn amend_hash(&mut self, words: &str, hash: &str) {
-        // Of a build elsewhere, before Nix says here that it has failed.
-        let elsewhere = self.elsewhere.values_mut();
-        let elsewhere = elsewhere.filter_map(|(_, why)| why.as_mut());
         let here = self.faults.last_mut().map(|fault| &mut fault.cause);
-        let hashes = elsewhere.chain(here).filter_map(|cause| match cause {
-            Cause::Hash(which) => Some(which),
-            _ => None,
-        });
-        if let Some(which) = { hashes }.find(|which| !which.contains(words)) {
+        let elsewhere = cause_elsewhere(self.named_elsewhere.as_ref(), &mut self.elsewhere);
+        if let Some(Cause::Hash(which)) = elsewhere.or(here)
+            && !which.contains(words)
+        {
             which.push_str(words);
             which.push_str(hash.trim());
         }
@@ -651,6 +656,18 @@ impl NixOutput {
             .as_deref()
             .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
     }
+}
+
+/// Builds on other machines.
+type Elsewhere = HashMap<DrvPath, (String, Option<Cause>)>;
+
+/// Why the build elsewhere that is `named` has failed, before Nix says here that it has.
+fn cause_elsewhere<'a>(
+    named: Option<&DrvPath>,
+    elsewhere: &'a mut Elsewhere,
+) -> Option<&'a mut Cause> {
+    let (_, why) = elsewhere.get_mut(named?)?;
+    why.as_mut()
 }
 
 /// Whether a message says only that something failed that is needed.
@@ -1000,6 +1017,13 @@ mod tests {
                 of_machine("it would not"),
                 1,
                 Cause::Other("it would not".into()),
+            ),
+            (
+                of_machine(&format!(
+                    "builder for '{DRV}' failed with exit code 1\n       note: build failure may have been caused by lack of free disk space"
+                )),
+                1,
+                Cause::DiskFull,
             ),
             ("error: unexpected end-of-file".into(), 1, gone),
             ("error: something else".into(), 1, Cause::Status(1)),

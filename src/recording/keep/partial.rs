@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,10 @@ const FILE: &str = "found.json";
 
 /// How large a file is read, in bytes: a hundred thousand targets.
 const READ_AT_MOST: u64 = 256 << 20;
+
+/// How long a checkout is read for what is kept, where all of it has three seconds, and to go on with that, which saves an evaluation.
+const READ_TO_KEEP: Duration = Duration::from_secs(2);
+const READ_TO_GO_ON: Duration = Duration::from_secs(10);
 
 /// The file's content.
 #[derive(Debug, Serialize, Deserialize)]
@@ -120,7 +124,9 @@ impl PartialRecording {
             None if Some(&content.nix) != store.version(supervisor)?.as_ref() => {
                 Some("it was evaluated by another version of Nix".to_owned())
             }
-            None => match seen::hash(&self.checkout, None, &mut || supervisor.check())? {
+            None => match seen::hash(&self.checkout, None, READ_TO_GO_ON, &mut || {
+                supervisor.check()
+            })? {
                 Ok(seen) if seen == content.seen => None,
                 Ok(_) => Some("there is something else in the checkout".to_owned()),
                 Err(why) => Some(why),
@@ -172,7 +178,8 @@ impl PartialRecording {
             return Ok(Some(why));
         }
         // It may have been another one meanwhile, and be restored.
-        let seen = seen::hash(&self.checkout, Some(self.began), &mut || supervisor.check())?;
+        let mut goes_on = || supervisor.check();
+        let seen = seen::hash(&self.checkout, Some(self.began), READ_TO_KEEP, &mut goes_on)?;
         let seen = match seen {
             Ok(seen) => seen,
             Err(why) => return Ok(Some(why)),

@@ -7,7 +7,7 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use unix::fcntl::OFlag;
@@ -35,22 +35,27 @@ enum Obstacle {
 /// The hash of what is in `folder`, without folders of git; else why there is none, as a sentence without a full stop: a link leads out
 /// of it, something cannot be read, or `unchanged_since` is set and something came, went or was changed after that, by what the disk
 /// says: not when files were written, which `git` and others set as they like, but when they were last changed in any way, renamed and
-/// restored as well. `goes_on` is called for each file and folder, and within large files.
+/// restored as well; or it takes more than `at_most`. `goes_on` is called for each file and folder, and within large files.
 ///
 /// # Errors
 /// Those of `goes_on`.
 pub(super) fn hash(
     folder: &Path,
     unchanged_since: Option<SystemTime>,
+    at_most: Duration,
     goes_on: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<Result<String, String>, Failure> {
     let mut looking = Looking {
         top: folder,
+        at_most,
+        began: Instant::now(),
         since: unchanged_since.map(since_epoch),
         goes_on,
         hash: Sha256::new(),
         buffer: vec![0; READ_AT_ONCE],
     };
+    // Nix takes it into the store path of `./.`.
+    looking.bytes(folder.file_name().unwrap_or_default().as_bytes());
     match looking.folder(folder) {
         Ok(()) => Ok(Ok(in_hex(&looking.hash.finalize()))),
         Err(Obstacle::Because(why)) => Ok(Err(why)),
@@ -60,6 +65,8 @@ pub(super) fn hash(
 
 struct Looking<'a> {
     top: &'a Path,
+    at_most: Duration,
+    began: Instant,
     since: Option<(u64, u32)>,
     goes_on: &'a mut dyn FnMut() -> Result<(), Failure>,
     hash: Sha256,
@@ -68,7 +75,7 @@ struct Looking<'a> {
 
 impl Looking<'_> {
     fn folder(&mut self, folder: &Path) -> Result<(), Obstacle> {
-        self.goes_on()?;
+        self.goes_on(folder)?;
         let unreadable = |error| unreadable(folder, &error);
         let mut entries = fs::read_dir(folder)
             .and_then(Iterator::collect::<io::Result<Vec<_>>>)
@@ -93,7 +100,7 @@ impl Looking<'_> {
             self.hash.update(b"d");
             return self.folder(path);
         }
-        self.goes_on()?;
+        self.goes_on(path)?;
         if kind.is_symlink() {
             self.hash.update(b"l");
             let target = path.read_link().map_err(|it| unreadable(path, &it))?;
@@ -132,7 +139,7 @@ impl Looking<'_> {
             }
             self.hash.update(&self.buffer[..read]);
             if read == READ_AT_ONCE {
-                self.goes_on()?;
+                self.goes_on(path)?;
             }
         }
         // Only now: it may have been changed while it was read.
@@ -151,7 +158,12 @@ impl Looking<'_> {
         Ok(())
     }
 
-    fn goes_on(&mut self) -> Result<(), Obstacle> {
+    fn goes_on(&mut self, path: &Path) -> Result<(), Obstacle> {
+        if self.began.elapsed() > self.at_most {
+            let (seconds, path) = (self.at_most.as_secs(), path.display());
+            let why = format!("the checkout cannot be read in {seconds} s, which ended at {path}");
+            return Err(Obstacle::Because(why));
+        }
         (self.goes_on)().map_err(Obstacle::Ends)
     }
 
@@ -196,11 +208,22 @@ fn since_epoch(time: SystemTime) -> (u64, u32) {
 }
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tempfile::TempDir;
 
     use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn what_takes_too_long_is_said_with_its_place() {
+        let (outer, _) = checkout();
+        let why = hash(outer.path(), None, Duration::ZERO, &mut || Ok(())).unwrap();
+        let why = why.unwrap_err();
+        assert!(
+            why.starts_with("the checkout cannot be read in 0 s, which ended at /"),
+            "{why}"
+        );
+    }
 
     /// A checkout, and a time after everything in it was made by the clock of its disk.
     fn checkout() -> (TempDir, SystemTime) {
@@ -271,7 +294,9 @@ mod tests {
             let (outer, began) = checkout();
             let checkout = outer.path().join("checkout");
             change(&checkout);
-            let why = hash(&checkout, Some(began), &mut || Ok(())).unwrap().err();
+            let why = hash(&checkout, Some(began), MINUTE, &mut || Ok(()))
+                .unwrap()
+                .err();
             let expected = expected.map(|name| {
                 let path = checkout.join(name).display().to_string();
                 let path = path.trim_end_matches('/');
@@ -310,7 +335,7 @@ mod tests {
             }),
         ];
         let (outer, _) = checkout();
-        let seen = |folder: &Path| hash(folder, None, &mut || Ok(())).unwrap().unwrap();
+        let seen = |folder: &Path| hash(folder, None, MINUTE, &mut || Ok(())).unwrap().unwrap();
         let before = seen(&outer.path().join("checkout"));
         for (at, (is_other, change)) in changes.into_iter().enumerate() {
             let (outer, _) = checkout();
@@ -336,7 +361,7 @@ mod tests {
             let (outer, _) = checkout();
             let checkout = outer.path().join("checkout");
             symlink(target, checkout.join("c/link")).unwrap();
-            let seen = hash(&checkout, None, &mut || Ok(())).unwrap();
+            let seen = hash(&checkout, None, MINUTE, &mut || Ok(())).unwrap();
             assert_eq!(seen.is_err(), is_obstacle, "{target}: {seen:?}");
         }
     }
