@@ -350,13 +350,8 @@ type Flag = (String, Vec<String>);
 /// Reads a command line as Nix's programs do (`MixEvalArgs`, `LegacyArgs`): its flags and their values, and what is no flag. A flag that
 /// is none of these is an error.
 fn read_as_nix(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
-    let mut words = line
-        .arguments
-        .iter()
-        .map(|word| word.to_str().unwrap().to_owned());
-    let (mut flags, mut others) = (Vec::new(), Vec::new());
-    while let Some(word) = words.next() {
-        let values = match word.as_str() {
+    read(line, |flag| {
+        Some(match flag {
             "-E"
             | "--expr"
             | "--no-out-link"
@@ -384,13 +379,24 @@ fn read_as_nix(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
             | "--max-memory-size"
             | "--gc-roots-dir" => 1,
             "--arg" | "--argstr" | "--option" => 2,
-            flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
-            _ => {
-                others.push(word);
-                continue;
-            }
-        };
-        flags.push((word, words.by_ref().take(values).collect()));
+            _ => return None,
+        })
+    })
+}
+
+/// Reads a command line by how many values each flag has.
+fn read(
+    line: &CommandLine,
+    values_of: impl Fn(&str) -> Option<usize>,
+) -> Result<(Vec<Flag>, Vec<String>), String> {
+    let mut words = line.words().into_iter().skip(1);
+    let (mut flags, mut others) = (Vec::new(), Vec::new());
+    while let Some(word) = words.next() {
+        match values_of(&word) {
+            Some(values) => flags.push((word, words.by_ref().take(values).collect())),
+            None if word.starts_with('-') => return Err(format!("{word:?} is a flag")),
+            None => others.push(word),
+        }
     }
     Ok((flags, others))
 }
@@ -605,10 +611,8 @@ fn read_as_git(line: &CommandLine) -> Result<[Vec<String>; 3], String> {
 /// Reads a command line as the agent does (`reorderArgs` of urfave/cli v1): wherever they are, words that begin with `-` are flags, but
 /// for the value of a flag.
 fn read_as_agent(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
-    let mut words = line.words().into_iter().skip(1);
-    let (mut flags, mut others) = (Vec::new(), Vec::new());
-    while let Some(word) = words.next() {
-        let values = match word.as_str() {
+    read(line, |flag| {
+        Some(match flag {
             "--step" | "--format" | "--default" | "--context" | "--style" => 1,
             "--format="
             | "--build="
@@ -617,15 +621,9 @@ fn read_as_agent(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String>
             | "--sha256"
             | "--append=true"
             | "--append=false" => 0,
-            flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
-            _ => {
-                others.push(word);
-                continue;
-            }
-        };
-        flags.push((word, words.by_ref().take(values).collect()));
-    }
-    Ok((flags, others))
+            _ => return None,
+        })
+    })
 }
 
 proptest! {

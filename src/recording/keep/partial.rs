@@ -1,6 +1,7 @@
 //! What a stopped recording has found, kept for a later job that records the same: a file beside a pin of its own.
 //!
-//! The same are the keys, the pipeline, the commit, and all that an evaluation can see in its checkout; by hand nothing is kept. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
+//! The same are the keys, the pipeline, the commit, and all that an evaluation can see in its checkout; by hand nothing is kept. Only
+//! eval-once reads the file, and damage to it only means that everything is evaluated again.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
