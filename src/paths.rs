@@ -46,10 +46,82 @@ pub fn is_inside(path: &Path, folder: &Path) -> bool {
     below(path, folder).is_some()
 }
 
+/// How many links the system follows in one path before it gives up (Linux; macOS follows 32).
+const LINKS_AT_MOST: u32 = 40;
+
+/// Whether each folder that the system passes on its `way` from `folder`, which is `top` or below it, is below `top` as well, and where
+/// it ends: so that nothing outside of `top` decides where it leads. A way that leads nowhere stays; one that is absolute does not. The
+/// folders of `top` itself may be links.
+#[must_use]
+pub fn stays_below(top: &Path, folder: &Path, way: &Path) -> bool {
+    is_way_below(top, &mut folder.to_owned(), way, &mut LINKS_AT_MOST.clone())
+}
+
+/// Goes on from `at`; `links` is how many more are followed.
+fn is_way_below(top: &Path, at: &mut PathBuf, way: &Path, links: &mut u32) -> bool {
+    way.components().all(|part| match part {
+        Component::CurDir => true,
+        Component::ParentDir => at != top && at.pop(),
+        Component::Normal(name) => {
+            let next = at.join(name);
+            match next.read_link() {
+                Ok(_) if *links == 0 => true,
+                Ok(target) => {
+                    *links -= 1;
+                    is_way_below(top, at, &target, links)
+                }
+                Err(_) => {
+                    *at = next;
+                    true
+                }
+            }
+        }
+        Component::RootDir | Component::Prefix(_) => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_way_is_gone_as_the_system_goes_it() {
+        let outer = tempfile::TempDir::new().unwrap();
+        let outer = outer.path();
+        let top = outer.join("top");
+        std::fs::create_dir_all(top.join("a/b")).unwrap();
+        std::fs::create_dir(outer.join("outside")).unwrap();
+        for (target, link) in [
+            ("../..", "top/a/b/up"),
+            ("a/b", "top/b"),
+            ("../top/a", "outside/in"),
+            ("itself", "top/itself"),
+        ] {
+            symlink(target, outer.join(link)).unwrap();
+        }
+        for (way, stays) in [
+            ("b/file", true),
+            ("b/../b", true),
+            ("a/b/up/a", true),
+            ("nowhere/at/all", true),
+            ("itself", true),
+            ("itself/x", true),
+            ("", true),
+            // By its letters it would be below.
+            ("a/b/up/../outside", false),
+            ("b/up/..", false),
+            ("..", false),
+            // It leads back, but something else decides where.
+            ("../outside/in", false),
+            ("../top/a", false),
+            ("/", false),
+        ] {
+            assert_eq!(stays_below(&top, &top, Path::new(way)), stays, "{way}");
+        }
+        assert!(stays_below(&top, &top.join("a/b"), Path::new("../..")));
+        assert!(!stays_below(&top, &top.join("a/b"), Path::new("../../..")));
+    }
 
     #[test]
     fn dots_are_taken_by_their_letters() {

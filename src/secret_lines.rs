@@ -3,14 +3,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
+use crate::secrets::netrc::{self, NetrcReader};
 use crate::secrets::{HIDDEN, is_literal};
 use crate::text::without_escapes;
 
 /// How many lines a private key may have: one of 16,384 bits has 200.
 const KEY_AT_MOST: u32 = 400;
-
-/// In how many lines an entry of a netrc file may be told.
-const NETRC_AT_MOST: u32 = 3;
 
 /// How many lines are remembered, for messages that quote them, and how many bytes they have at least: what is shorter may be a part of
 /// any word.
@@ -25,11 +23,11 @@ pub struct SecretLines {
     hidden: BTreeSet<String>,
 }
 
-/// What the last line of a stream has begun, and how many lines more it may have.
+/// What the last line of a stream has begun: a key, and how many lines more it may have; or an entry of netrc.
 #[derive(Debug, Clone, Copy)]
 enum Within {
     Key(u32),
-    Netrc(u32),
+    Netrc(NetrcReader),
 }
 
 impl SecretLines {
@@ -39,41 +37,48 @@ impl SecretLines {
             return Cow::Borrowed(line);
         }
         let plain = without_escapes(line);
-        let secret = match self.within.remove(&stream) {
-            Some(Within::Key(left)) if left > 0 && is_in_key(&plain) => {
-                self.within.insert(stream, Within::Key(left - 1));
-                Some(plain.trim())
+        let within = self.within.remove(&stream);
+        let mut secrets = Vec::new();
+        if let Some(Within::Key(left)) = within
+            && left > 0
+            && is_in_key(&plain)
+        {
+            self.within.insert(stream, Within::Key(left - 1));
+            let end = plain.trim_end().len();
+            secrets.push(end - plain.trim().len()..end);
+        } else {
+            let mut reader = match within {
+                Some(Within::Netrc(reader)) => reader,
+                _ => NetrcReader::default(),
+            };
+            secrets = reader.passwords(&plain);
+            secrets.retain(|range| is_literal(&plain[range.clone()]));
+            if reader.goes_on() {
+                self.within.insert(stream, Within::Netrc(reader));
             }
-            Some(Within::Netrc(left)) => match NetrcLine::of(&plain) {
-                NetrcLine::Password(password) => Some(password),
-                NetrcLine::GoesOn if left > 0 => {
-                    self.within.insert(stream, Within::Netrc(left - 1));
-                    None
-                }
-                _ => None,
-            },
-            _ => None,
-        };
+        }
         if plain.contains("-----BEGIN ")
             && plain.contains("PRIVATE KEY")
             && !plain.contains("-----END ")
         {
             self.within.insert(stream, Within::Key(KEY_AT_MOST));
-        } else if begins_netrc(&plain) && !plain.contains(" password ") {
-            self.within.insert(stream, Within::Netrc(NETRC_AT_MOST));
         }
-        match secret {
-            Some(secret) if !secret.is_empty() => {
-                if self.hidden.len() < REMEMBERED_AT_MOST && secret.len() >= REMEMBERED_AT_LEAST {
-                    self.hidden.insert(secret.to_owned());
-                }
-                // It is a part of this line, and the same letters elsewhere in it are none.
-                let begin = secret.as_ptr() as usize - plain.as_ptr() as usize;
-                let end = begin + secret.len();
-                Cow::Owned(format!("{}{HIDDEN}{}", &plain[..begin], &plain[end..]))
+        let mut shown = String::new();
+        let mut end = 0;
+        for range in secrets.into_iter().filter(|range| !range.is_empty()) {
+            let secret = &plain[range.clone()];
+            if self.hidden.len() < REMEMBERED_AT_MOST && secret.len() >= REMEMBERED_AT_LEAST {
+                self.hidden.insert(secret.to_owned());
             }
-            _ => Cow::Borrowed(line),
+            // It is a part of this line, and the same letters elsewhere in it are none.
+            shown += &plain[end..range.start];
+            shown += HIDDEN;
+            end = range.end;
         }
+        if end == 0 {
+            return Cow::Borrowed(line);
+        }
+        Cow::Owned(shown + &plain[end..])
     }
 
     /// What is shown of a message of Nix's, which may quote lines that were hidden (`> …`). What Nix says itself stays as it is: it decides
@@ -88,11 +93,10 @@ impl SecretLines {
             if !plain.trim_start().starts_with('>') {
                 return Cow::Borrowed(line);
             }
-            let secret = self.hidden.iter().find(|it| plain.contains(it.as_str()));
-            match secret {
-                Some(secret) => Cow::Owned(plain.replace(secret, HIDDEN)),
-                None => Cow::Borrowed(line),
-            }
+            let hidden = self.hidden.iter().filter(|it| plain.contains(it.as_str()));
+            hidden.fold(Cow::Borrowed(line), |shown, secret| {
+                Cow::Owned(without_escapes(&shown).replace(secret, HIDDEN))
+            })
         });
         Cow::Owned(lines.collect::<Vec<_>>().join("\n"))
     }
@@ -100,59 +104,7 @@ impl SecretLines {
 
 /// Whether a line may begin something secret. Most lines of a log do not, and there are many.
 fn begins(line: &str) -> bool {
-    line.contains("-----BEGIN ") || line.contains("PRIVATE KEY") || begins_netrc(line)
-}
-
-/// Whether a line begins an entry of a netrc file, and may leave its rest to the next ones: `machine h`, `default login u`. A trace
-/// stands behind a word of Nix's.
-fn begins_netrc(line: &str) -> bool {
-    let line = line.trim_start();
-    let line = line.strip_prefix("trace: ").unwrap_or(line);
-    let mut words = line.split_whitespace();
-    match words.next() {
-        Some("machine") if words.next().is_some() => {}
-        Some("default") => {}
-        _ => return false,
-    }
-    are_pairs(words)
-}
-
-/// What a line behind the first one of an entry is.
-enum NetrcLine<'l> {
-    /// It tells the password.
-    Password(&'l str),
-    /// A comment, a blank line, or another part of the entry.
-    GoesOn,
-    /// None of it.
-    Ends,
-}
-
-impl<'l> NetrcLine<'l> {
-    fn of(line: &'l str) -> Self {
-        let line = line.split('#').next().unwrap_or_default();
-        if !are_pairs(line.split_whitespace()) {
-            return Self::Ends;
-        }
-        let mut words = line.split_whitespace();
-        while let (Some(name), Some(value)) = (words.next(), words.next()) {
-            let value = value.trim_matches(['"', '\'']);
-            if name == "password" && is_literal(value) {
-                return Self::Password(value);
-            }
-        }
-        Self::GoesOn
-    }
-}
-
-/// Whether these are the words of an entry and their values: ordinary text is not, where a password is spoken of.
-fn are_pairs<'l>(mut words: impl Iterator<Item = &'l str>) -> bool {
-    while let Some(name) = words.next() {
-        let is_known = ["login", "password", "account", "port", "protocol"].contains(&name);
-        if !is_known || words.next().is_none() {
-            return false;
-        }
-    }
-    true
+    line.contains("-----BEGIN ") || line.contains("PRIVATE KEY") || netrc::may_begin(line)
 }
 
 /// Whether a line is one of a private key: its last word is of its letters. (Some programs put a time or a number before each line.)

@@ -9,6 +9,7 @@
 
 #[cfg(test)]
 mod corpus;
+pub mod netrc;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -280,7 +281,11 @@ fn find_all(text: &str, found: &mut Vec<Secret>) {
     }
     find_tokens(text, &mut add);
     find_keys(text, &mut add);
-    find_in_netrc(text, &mut add);
+    for range in netrc::passwords(text) {
+        if is_literal(&text[range.clone()]) {
+            add(range, SecretHome::Netrc);
+        }
+    }
 }
 
 /// A text without its percent-encoding, as far as that is of visible ASCII characters.
@@ -788,40 +793,6 @@ fn find_keys(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
         let mut words = key.split(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c));
         if is_begin && words.any(|word| word.len() >= 16) {
             add(begin..begin + key.len(), SecretHome::SigningKey);
-        }
-    }
-}
-
-/// Entries of a netrc file: `machine host login user password …`, in one line or several, or `default login user password …`. The login
-/// may be missing, or stand behind the password; a value may have quotes, and in a string of Nix's or JSON a line ends with `\n`.
-fn find_in_netrc(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
-    let is_space = |c: char| c.is_ascii_whitespace();
-    for (at, mark) in text.match_indices("password") {
-        let entry = before(text, at).replace("\\n", "\n");
-        let value = after(text, at + mark.len());
-        let value = &value[..value.find("\\n").unwrap_or(value.len())];
-        let spaces = value.len() - value.trim_start_matches(is_space).len();
-        if spaces == 0 || !entry.ends_with(is_space) {
-            continue;
-        }
-        let quote = usize::from(value[spaces..].starts_with(['"', '\'']));
-        let begin = at + mark.len() + spaces + quote;
-        let value = &value[spaces + quote..];
-        let value = &value[..value
-            .find(|c| ends_url(c) || c == '\'')
-            .unwrap_or(value.len())];
-        let has = |word: &str| {
-            let mut words = entry.match_indices(word);
-            words.any(|(at, _)| entry[at + word.len()..].starts_with(is_space))
-        };
-        let words = entry.split_whitespace().rev();
-        let mut words = words.map(|word| word.trim_start_matches(['"', '\'']));
-        let begins_entry = matches!(
-            [words.next(), words.next(), words.next()],
-            [_, Some("machine"), _] | [_, Some("login"), Some("default")]
-        );
-        if (begins_entry || has("machine") && has("login")) && is_literal(value) {
-            add(begin..begin + value.len(), SecretHome::Netrc);
         }
     }
 }

@@ -1252,6 +1252,51 @@ fn a_post_build_hook_that_fails_is_no_fault_of_the_expression_that_needs_the_bui
 }
 
 #[test]
+fn an_evaluation_that_needs_what_a_cache_cannot_deliver_says_why_and_what_helps() {
+    for through_daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.targets(
+            r#"{
+  dep = file "dep";
+  a = file (builtins.readFile (with' { dep = file "dep"; } "generated" "printf a > $out"));
+}"#,
+        );
+        let dep = store.target("dep");
+        store.build(&dep.drv);
+        let cache = store.cache("cache", [dep.out()]);
+        store.delete([dep.out()]);
+        for archive in fs::read_dir(store.root().join("cache/nar")).unwrap() {
+            let archive = fs::File::options()
+                .write(true)
+                .open(archive.unwrap().path());
+            archive.unwrap().set_len(20).unwrap();
+        }
+        let daemon = through_daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        let commands = [record(&store).args(["--attr", "a"]), step(&store, "a")];
+        for command in commands {
+            let command = command.envs(client.clone());
+            let options = ["--option", "substituters", &cache];
+            let failed = command.args(options).run();
+            failed.exits(75);
+            mentions(&failed, &format!("'{}' failed", dep.drv));
+            mentions(&failed, "retry, or set the option `fallback`");
+        }
+        // Nix builds it then.
+        let options = [
+            "--option",
+            "substituters",
+            &cache,
+            "--option",
+            "fallback",
+            "true",
+        ];
+        let built = step(&store, "a").envs(client).args(options).run();
+        built.exits(0);
+    }
+}
+
+#[test]
 fn a_builder_that_prints_more_than_the_host_allows_is_said_to_have_done_that() {
     for through_daemon in [false, true] {
         let Some(store) = Store::new() else { return };

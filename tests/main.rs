@@ -10,6 +10,7 @@ mod agent_step;
 mod artifacts;
 mod attacks;
 mod base;
+mod build_machines;
 mod buildkite_server;
 mod built_program;
 mod cache_trust;

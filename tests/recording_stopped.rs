@@ -307,13 +307,17 @@ fn a_recording_of_something_else_goes_on_with_nothing() {
         }
         assert_eq!(evaluated(&ended), ALL, "{ended}");
     };
-    // Another pipeline, other keys, another commit, one that is not known; a dry run, and one by hand.
+    // Another pipeline, other keys, a tag, another commit, one that is not known; a dry run, and one by hand.
     all(scene.job("other"), None);
     all(scene.job("p").args(["--no-meta"]), None);
     let other_label = scene
         .job("p")
         .env("BUILDKITE_LABEL", "record for another system");
     all(other_label, None);
+    // The environment says what a release is named.
+    for name in ["BUILDKITE_TAG", "BUILDKITE_PULL_REQUEST"] {
+        all(scene.job("p").env(name, "1"), None);
+    }
     let in_another_job = scene.job("p").env("BUILDKITE_JOB_ID", "another");
     all(in_another_job.args(["--argstr", "x", "1"]), None);
     let other_systems = scene.job("p").args(["--agents", "{\"aarch64-linux\": {}}"]);

@@ -262,13 +262,16 @@ pub fn settings_refused(output: &NixOutput) -> Option<Failure> {
     )
 }
 
-/// The failure of `what` for a reason that is no fault of the expression, with what can be done about it where that is known.
+/// The failure of `what`, an evaluation, for a reason that is no fault of the expression, with what can be done about it where that
+/// is known.
 pub fn infrastructure_failure(what: impl Display, output: &NixOutput, message: &str) -> Failure {
+    let not_delivered = output.not_delivered();
+    let message = not_delivered.unwrap_or(message);
     let failure = Failure::new(
         Class::Infrastructure,
         format_args!("{what}: {}", in_one_line(message)),
     );
-    match output.trouble(false) {
+    match output.trouble(not_delivered.is_some()) {
         Some(trouble) => trouble.tell(failure),
         None => failure,
     }

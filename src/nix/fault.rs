@@ -121,6 +121,7 @@ pub(super) fn fault(error: &str) -> Option<Fault> {
 pub(super) fn fault_of_machine(error: &str) -> Option<(DrvPath, Cause)> {
     let (drv, rest) = error.strip_prefix("build of '")?.split_once("' on '")?;
     let (_machine, why) = rest.split_once("' failed: ")?;
+    let why = why.strip_prefix("error: ").unwrap_or(why);
     let cause = match fault(why) {
         Some(fault) => fault.cause,
         None if is_time_alone(why) => Cause::Time(format!("it {why}")),

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 
+use crate::secrets::redacted;
 use crate::text::{begin_of, shortened};
 
 /// By how much Nix indents what belongs to a message.
@@ -242,9 +243,11 @@ impl MessageLines {
     }
 }
 
-/// A message in one line, at most so many characters: its text, then its place. An ellipsis stands for what has no room.
+/// A message in one line, at most so many characters: its text, then its place. An ellipsis stands for what has no room. A secret is
+/// hidden first: the half of one would not be known for what it is.
 #[must_use]
 pub fn in_one_line_of(message: &str, at_most: usize) -> String {
+    let message = redacted(message);
     let lines: Vec<&str> = message.lines().map(str::trim_end).collect();
     let at = (0..lines.len()).find(|&at| is_place(&lines[at..]));
     let words = lines[..at.unwrap_or(lines.len())]
@@ -392,6 +395,18 @@ mod tests {
             Message::last("trace: error: x\nwarning: error: y\n       error: z\n"),
             None
         );
+    }
+
+    #[test]
+    fn what_is_cut_shows_no_half_of_a_secret() {
+        for before in 270..300 {
+            let message = format!(
+                "{} https://user:hunter2hunter2hunter2@h",
+                "x".repeat(before)
+            );
+            let line = in_one_line(&message);
+            assert!(!line.contains("hunter2"), "{line}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::structured::{BuildCounts, Ended, Event, LogReader};
 use super::trouble::{Trouble, is_about_settings, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
 use crate::command_line::Ending;
+use crate::secrets::redacted;
 use crate::text::{begin_of, shortened, without_escapes};
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
@@ -45,15 +46,11 @@ pub struct NixOutput {
     message: Option<Message>,
     /// A message that comes line by line, so far.
     gathered: MessageLines,
-    /// The builds on other machines: which, and why it has failed there, as far as that is known.
-    elsewhere: Elsewhere,
-    /// The one of them that the message is about that is being read.
-    named_elsewhere: Option<DrvPath>,
-    /// A connection ended early.
-    connection_lost: bool,
+    /// What is known of other machines that build for this one.
+    machines: Machines,
     /// What Nix says of something that something else needs.
     needed: Needed,
-    /// How many messages say more than that it failed.
+    /// How many messages say more than that it failed, as far as they are Nix's own.
     reasons: usize,
     /// The message about an assertion of Nix's own that did not hold: Nix aborts then.
     pub assertion: Option<String>,
@@ -78,8 +75,29 @@ pub struct NixOutput {
     about: Option<DrvPath>,
     /// Whether the message that is being read is certainly Nix's own.
     is_certain: bool,
+    /// Nix has just counted a failure: nothing else comes before its message about it (2.8, 2.26, 2.34, also of daemons).
+    has_counted: bool,
     /// How many faults were known before that message.
     faults_before: usize,
+}
+
+/// Other machines, and what they build.
+#[derive(Debug, Default)]
+struct Machines {
+    /// Of each build there the machine, and why it has failed, as far as that is known.
+    builds: HashMap<DrvPath, (String, Option<Cause>)>,
+    /// The one that the message is about that is being read.
+    named: Option<DrvPath>,
+    /// One could not be reached, or broke off. (A builder may print that too: it explains only that no machine built something.)
+    is_one_gone: bool,
+}
+
+impl Machines {
+    /// The cause that the message is about that is being read.
+    fn named_cause(&mut self) -> Option<&mut Cause> {
+        let (_, why) = self.builds.get_mut(self.named.as_ref()?)?;
+        why.as_mut()
+    }
 }
 
 /// What Nix says of something that something else needs.
@@ -87,8 +105,10 @@ pub struct NixOutput {
 struct Needed {
     /// It failed.
     failed: bool,
-    /// It has not come from a cache that lists it, and was not to be built instead.
-    not_substituted: bool,
+    /// It has not come from a cache that lists it, and was not to be built instead: why, in Nix's words.
+    not_substituted: Option<String>,
+    /// The last error of which this may be the reason.
+    before: Option<String>,
 }
 
 /// A build, and the last lines of its log.
@@ -152,13 +172,14 @@ impl NixOutput {
                 text, passed_on, ..
             } => {
                 self.about = None;
-                self.is_certain = !passed_on;
+                self.machines.named = None;
                 self.faults_before = self.faults.len();
                 let text = without_escapes(text);
+                let is_error = message::is_begin(text.lines().next().unwrap_or_default());
+                let is_counted = is_error && std::mem::take(&mut self.has_counted);
+                self.is_certain = !passed_on || is_counted;
                 match Message::last(&text) {
-                    Some(message) if message::is_begin(text.lines().next().unwrap_or_default()) => {
-                        self.read_message(message);
-                    }
+                    Some(message) if is_error => self.read_message(message),
                     _ => {
                         for line in text.lines() {
                             self.read_line(line, true);
@@ -182,7 +203,7 @@ impl NixOutput {
                 self.begun.insert(drv.clone());
                 if !machine.is_empty() {
                     let machine = (machine.to_string(), None);
-                    self.elsewhere.insert(drv.clone(), machine);
+                    self.machines.builds.insert(drv.clone(), machine);
                 }
                 let build = RunningBuild {
                     drv: drv.clone(),
@@ -213,6 +234,7 @@ impl NixOutput {
                 self.substituted.insert(path.clone());
             }
             Event::Builds(counts) => {
+                self.has_counted |= counts.failed > self.counts.failed;
                 let ended = counts.ended_since(self.counts);
                 if ended == Some(Ended::Failed) {
                     self.failed += 1;
@@ -263,8 +285,7 @@ impl NixOutput {
             return;
         }
         if text.starts_with(DISK_NOTE) {
-            let named = self.named_elsewhere.as_ref();
-            if let Some(cause) = cause_elsewhere(named, &mut self.elsewhere) {
+            if let Some(cause) = self.machines.named_cause() {
                 *cause = Cause::DiskFull;
                 return;
             }
@@ -296,15 +317,17 @@ impl NixOutput {
     }
 
     fn read_error(&mut self, error: &str, message: bool) {
-        self.reasons += 1;
-        self.named_elsewhere = None;
+        self.reasons += usize::from(!message || self.is_certain);
+        self.machines.named = None;
         if let Some((drv, cause)) = fault_of_machine(error) {
-            if let Some((_, why)) = self.elsewhere.get_mut(&drv) {
-                *why = Some(cause);
-                self.named_elsewhere = Some(drv);
+            if let Some((_, why)) = self.machines.builds.get_mut(&drv) {
+                // A builder may print that as well, before and after: of two that differ, nothing is known but that it failed.
+                let is_another = |before: &Cause| discriminant(before) != discriminant(&cause);
+                let differs = why.as_ref().is_some_and(is_another);
+                *why = Some(if differs { Cause::Status(1) } else { cause });
+                self.about = Some(drv.clone());
+                self.machines.named = Some(drv);
             }
-        } else if error == "unexpected end-of-file" {
-            self.connection_lost = true;
         } else if let Some(fault) = fault(error) {
             self.add(fault, message);
         } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
@@ -325,17 +348,25 @@ impl NixOutput {
             }
         } else if let Some(drv) = quoted_after(error, "Cannot build '").and_then(drv_of) {
             self.about = Some(drv);
-        } else if error.starts_with("some substitutes for ") {
-            self.needed.not_substituted = true;
+        } else if error.starts_with("some substitutes for ") && (!message || self.is_certain) {
+            let what = error.split(" (usually ").next().unwrap_or(error);
+            let why = match self.needed.before.take() {
+                Some(before) => format!("{what}: {before}"),
+                None => what.to_owned(),
+            };
+            self.needed.not_substituted.get_or_insert(why);
         } else if names_dependencies(error) {
             self.depends_on_a_failure(message);
+        } else if !error.starts_with("path '") {
+            self.needed.before = Some(error.to_owned());
         }
     }
 
     /// The message that is being read says no more than that something else failed, whoever prints it.
     fn depends_on_a_failure(&mut self, message: bool) {
         self.needed.failed |= self.may_be_nixs(message);
-        self.reasons = self.reasons.saturating_sub(1);
+        let counted = usize::from(!message || self.is_certain);
+        self.reasons = self.reasons.saturating_sub(counted);
     }
 
     /// Adds the fault that neither this host nor a remote builder builds something. Before 2.3x, Nix names no derivation.
@@ -363,13 +394,17 @@ impl NixOutput {
         } else {
             cause_of_builder(reason).unwrap_or_else(|| Cause::Other(reason.to_owned()))
         };
+        if let Some(of_machine) = self.machines.named_cause() {
+            *of_machine = cause;
+            return;
+        }
         let drv = Some(drv);
         self.add(Fault { drv, cause }, message);
     }
 
     fn amend_hash(&mut self, words: &str, hash: &str) {
         let here = self.faults.last_mut().map(|fault| &mut fault.cause);
-        let elsewhere = cause_elsewhere(self.named_elsewhere.as_ref(), &mut self.elsewhere);
+        let elsewhere = self.machines.named_cause();
         if let Some(Cause::Hash(which)) = elsewhere.or(here)
             && !which.contains(words)
         {
@@ -411,7 +446,7 @@ impl NixOutput {
 
     fn read_warning(&mut self, text: &str) {
         if text.starts_with("cannot build on '") {
-            self.other_troubles.insert(Trouble::BuilderGone);
+            self.machines.is_one_gone = true;
         }
         if let Some(url) = quoted_after(text, "warning: unable to download '") {
             // While something is built, a builder may print it too, and Nix has asked its caches before.
@@ -462,15 +497,14 @@ impl NixOutput {
         if !is_platform {
             self.failed = self.failed.saturating_sub(1);
         }
-        // The status of the hook, where another machine has built it.
-        let machine = drv.and_then(|drv| self.elsewhere.remove(drv));
+        // The status of the hook, where another machine has built it. Of a builder that failed there it says so (2.8, 2.26, 2.34, over ssh
+        // and ssh-ng); else it was the connection, or what the machine needs beside the builder, such as room on its disk.
+        let machine = drv.and_then(|drv| self.machines.builds.remove(drv));
         if let (Cause::Status(1), Some((machine, why))) = (&fault.cause, machine) {
-            if let Some(why) = why {
-                fault.cause = why;
-            } else if self.connection_lost {
-                fault.cause = Cause::Platform(format!("{machine} was lost while it built it"));
-                self.other_troubles.insert(Trouble::BuilderGone);
-            }
+            fault.cause = why.unwrap_or_else(|| {
+                self.machines.is_one_gone = true;
+                Cause::Platform(format!("{machine} was lost, or could not go on"))
+            });
         }
         if self.faults.len() < FAULTS_AT_MOST {
             self.faults.push(fault);
@@ -519,13 +553,17 @@ impl NixOutput {
         // The message that Nix ends with says only that something else failed.
         let of_dependency = || {
             // A builder may print that as well; where one has failed, that is why.
-            let not_downloaded = building
-                && self.needed.not_substituted
-                && self.needed.failed
-                && self.nothing_failed();
+            let not_downloaded = building && self.not_delivered().is_some();
             not_downloaded.then_some(Trouble::NotDownloaded)
         };
         of_message.or_else(other).or_else(of_dependency)
+    }
+
+    /// Why something that is needed has not come from the cache that lists it, in Nix's words, where that is all that failed: the
+    /// message that Nix ended with names only what needs it.
+    pub(super) fn not_delivered(&self) -> Option<&str> {
+        let why = self.needed.not_substituted.as_deref();
+        why.filter(|_| self.needed.failed && self.nothing_failed())
     }
 
     /// Whether Nix has refused its own settings.
@@ -542,7 +580,7 @@ impl NixOutput {
 
     /// Whether a machine that is to build for this one could not be reached.
     pub(super) fn misses_a_builder(&self) -> bool {
-        self.other_troubles.contains(&Trouble::BuilderGone)
+        self.machines.is_one_gone
     }
 
     /// The message that Nix ended with, with its place and the lines around it; none where it has printed none, or an empty one.
@@ -658,18 +696,6 @@ impl NixOutput {
     }
 }
 
-/// Builds on other machines.
-type Elsewhere = HashMap<DrvPath, (String, Option<Cause>)>;
-
-/// Why the build elsewhere that is `named` has failed, before Nix says here that it has.
-fn cause_elsewhere<'a>(
-    named: Option<&DrvPath>,
-    elsewhere: &'a mut Elsewhere,
-) -> Option<&'a mut Cause> {
-    let (_, why) = elsewhere.get_mut(named?)?;
-    why.as_mut()
-}
-
 /// Whether a message says only that something failed that is needed.
 fn names_dependencies(error: &str) -> bool {
     error.contains("dependencies of derivation") && error.contains(" failed to build")
@@ -680,10 +706,13 @@ fn is_a_dependency(reason: &str) -> bool {
     reason.contains("dependency failed") || reason.contains("dependencies failed")
 }
 
-/// The part of a log's line that is kept.
+/// The part of a log's line that is kept. A secret is hidden before a line is cut: the half of one would not be known for what it is.
 #[must_use]
 pub fn shortened_line(line: &str) -> String {
-    shortened(line, LINE_AT_MOST)
+    if line.len() <= LINE_AT_MOST {
+        return line.to_owned();
+    }
+    shortened(&redacted(line), LINE_AT_MOST)
 }
 
 /// The end of Nix's message about a failed build on a disk that is (nearly) full.
@@ -976,8 +1005,9 @@ mod tests {
             format!("Cannot build '{DRV}'.\n       Reason: 1 dependency failed."),
         ] {
             let last = message(&format!("error: {error}"));
-            // Alone, and behind that of another derivation, which a daemon passes on.
-            for before in [String::new(), passed_on(&format!("error: {error}"))] {
+            // Alone, behind that of another derivation, which a daemon passes on, and behind what a builder prints.
+            let of_another = passed_on(&format!("error: {error}"));
+            for before in [String::new(), of_another, passed_on("error: hello")] {
                 let nix_output = nix_output(&(before + &last));
                 assert!(nix_output.needed.failed && nix_output.faults.is_empty());
                 let unnamed = nix_output.disturbance(Ending::Exited(1));
@@ -992,7 +1022,7 @@ mod tests {
             "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"ssh://m\",1,1]}}\n"
         );
         let of_machine = |why: &str| format!("error: build of '{DRV}' on 'ssh://m' failed: {why}");
-        let gone = Cause::Platform("ssh://m was lost while it built it".into());
+        let gone = || Cause::Platform("ssh://m was lost, or could not go on".into());
         for (said, status, cause) in [
             (
                 of_machine(&format!("builder for '{DRV}' failed with exit code 3")),
@@ -1025,8 +1055,24 @@ mod tests {
                 1,
                 Cause::DiskFull,
             ),
-            ("error: unexpected end-of-file".into(), 1, gone),
-            ("error: something else".into(), 1, Cause::Status(1)),
+            (
+                format!(
+                    "error: build of '{DRV}' on 'ssh://m' failed: Cannot build '{DRV}'.\n       Reason: builder failed with exit code 3."
+                ),
+                1,
+                Cause::Status(3),
+            ),
+            ("error: unexpected end-of-file".into(), 1, gone()),
+            (
+                "error: Nix daemon disconnected unexpectedly (maybe it crashed?)".into(),
+                1,
+                gone(),
+            ),
+            (
+                "error: writing to file: No space left on device".into(),
+                1,
+                gone(),
+            ),
             // Not the hook's.
             ("error: unexpected end-of-file".into(), 2, Cause::Status(2)),
         ] {
@@ -1036,6 +1082,23 @@ mod tests {
             let causes: Vec<_> = nix_output.faults.iter().map(|it| &it.cause).collect();
             assert_eq!(causes, [&cause], "{said}");
         }
+        // What another builder prints of it, before or after.
+        let three = of_machine(&format!("builder for '{DRV}' failed with exit code 3"));
+        let hash = of_machine(&format!(
+            "hash mismatch in fixed-output derivation '{DRV}':"
+        ));
+        let last = message(&format!(
+            "error: builder for '{DRV}' failed with exit code 1"
+        ));
+        for (said, cause) in [
+            ([&three, DISK_NOTE], Cause::Status(3)),
+            ([&three, &hash], Cause::Status(1)),
+            ([&hash, &three], Cause::Status(1)),
+        ] {
+            let said = said.map(passed_on).concat();
+            let nix_output = nix_output(&format!("{begins}{said}{last}"));
+            assert_eq!(nix_output.root_cause().unwrap().cause, cause, "{said}");
+        }
         // On this host, it is the builder's status.
         let here = begins.replace("ssh://m", "");
         let last = message(&format!(
@@ -1044,6 +1107,26 @@ mod tests {
         let eof = passed_on("error: unexpected end-of-file");
         let nix_output = nix_output(&format!("{here}{eof}{last}"));
         assert_eq!(nix_output.root_cause().unwrap().cause, Cause::Status(1));
+    }
+
+    #[test]
+    fn what_is_cut_of_a_log_shows_no_half_of_a_secret() {
+        let line = format!(
+            "{} https://user:hunter2hunter2@h",
+            "x".repeat(LINE_AT_MOST - 20)
+        );
+        assert!(!shortened_line(&line).contains("hunter2"));
+    }
+
+    #[test]
+    fn what_a_builder_says_of_other_machines_explains_no_other_failure() {
+        let said = passed_on("cannot build on 'ssh://m': connection refused");
+        let refused = message("error: odd number of tokens in 'exportReferencesGraph': 'one'");
+        let nix_output = nix_output(&(said + &refused));
+        assert_eq!(nix_output.trouble(true), None);
+        let class =
+            crate::nix::class::of(crate::nix::Phase::Building, Ending::Exited(1), &nix_output);
+        assert_eq!(class, crate::exit::Class::Build);
     }
 
     #[test]
@@ -1058,13 +1141,35 @@ mod tests {
             )
         };
         let substitutes = passed_on(
-            "error: some substitutes for the outputs of derivation 'x' failed; try '--fallback'",
+            "error: some substitutes for the outputs of derivation 'x' failed (usually happens due to networking issues); try '--fallback'",
         );
         let last = message("error: 1 dependencies of derivation 'x' failed to build");
-        for (failed, trouble) in [(0, Some(Trouble::NotDownloaded)), (1, None)] {
+        // Nix counts what it could not substitute, and then says so: what a builder prints is not counted.
+        let not_substituted = count(1, 1);
+        let nothing = String::new();
+        for (counted, failed, trouble) in [
+            (&not_substituted, 1, Some(Trouble::NotDownloaded)),
+            (&nothing, 0, None),
+            (&not_substituted, 2, None),
+        ] {
             let (running, ended) = (count(1, 0), count(0, failed));
-            let printed = format!("{builds}{running}{begins}{substitutes}{ended}{last}");
-            assert_eq!(nix_output(&printed).trouble(true), trouble, "{failed}");
+            for (before, why) in [
+                (String::new(), "failed"),
+                (
+                    passed_on("error: NAR for 'x' fetched from 'file:///c' is incomplete")
+                        + &passed_on("error: path 'x' is required, but there is no substituter"),
+                    "failed: NAR for 'x' fetched from 'file:///c' is incomplete",
+                ),
+            ] {
+                let printed =
+                    format!("{builds}{running}{begins}{before}{counted}{substitutes}{ended}{last}");
+                let nix_output = nix_output(&printed);
+                assert_eq!(nix_output.trouble(true), trouble, "{counted}{failed}");
+                let shown = nix_output.not_delivered();
+                assert_eq!(shown.is_some(), trouble.is_some());
+                let why = format!("some substitutes for the outputs of derivation 'x' {why}");
+                assert!(shown.is_none_or(|shown| shown == why), "{shown:?}");
+            }
         }
     }
 }

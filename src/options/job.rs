@@ -215,7 +215,7 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
             ))
         })
     };
-    let slug = |name: &str| variables.text(name).unwrap_or_default();
+    let text = |name: &str| variables.text(name).unwrap_or_default();
     let Some(job) = variables.text("BUILDKITE_JOB_ID") else {
         return Ok(None);
     };
@@ -227,13 +227,15 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
         variant: variant(variables),
         pipeline: format!(
             "{}/{}",
-            slug("BUILDKITE_ORGANIZATION_SLUG"),
-            slug("BUILDKITE_PIPELINE_SLUG")
+            text("BUILDKITE_ORGANIZATION_SLUG"),
+            text("BUILDKITE_PIPELINE_SLUG")
         ),
-        branch: slug("BUILDKITE_BRANCH"),
+        branch: text("BUILDKITE_BRANCH"),
         commit: variables
             .text("BUILDKITE_COMMIT")
             .filter(|commit| git::is_hash(commit)),
+        tag: text("BUILDKITE_TAG"),
+        pull_request: text("BUILDKITE_PULL_REQUEST"),
         is_retry: is_retry(variables),
         signing: signing(variables),
     }))
@@ -508,6 +510,8 @@ mod tests {
                 pipeline: "o/p".into(),
                 branch: "main".into(),
                 commit: None,
+                tag: String::new(),
+                pull_request: String::new(),
                 is_retry: false,
                 signing: Signing::Unsigned,
             }

@@ -152,6 +152,10 @@ pub struct BuildkiteBuild {
     pub branch: String,
     /// `BUILDKITE_COMMIT`, where it is a full hash.
     pub commit: Option<String>,
+    /// `BUILDKITE_TAG`: empty where the build is of none.
+    pub tag: String,
+    /// `BUILDKITE_PULL_REQUEST`: `false` where the build is of none.
+    pub pull_request: String,
     /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
     /// How the agent signs the steps that its jobs upload.

@@ -262,6 +262,8 @@ mod tests {
             pipeline: "p".into(),
             branch: "main".into(),
             commit: None,
+            tag: String::new(),
+            pull_request: String::new(),
             is_retry: false,
             signing: crate::recording::Signing::Unsigned,
         };

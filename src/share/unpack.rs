@@ -27,6 +27,9 @@ const SLACK: u64 = 4 << 10;
 /// How many entries an archive may have: two for each path.
 const ENTRIES_AT_MOST: u64 = 1_000_000;
 
+/// How large a file beside the contents may be: a `.narinfo` names all that its path refers to.
+const TOP_AT_MOST: u64 = 4 << 20;
+
 /// The file without which a folder is no binary cache.
 const INFO: &str = "nix-cache-info";
 
@@ -120,7 +123,20 @@ impl Unpacking {
             }
             (Some(Place::Top(file)), EntryType::Regular) => {
                 self.has_info |= file == INFO;
-                write(&self.folder, file, size, content).map_err(|why| why.error(&name))
+                if size > TOP_AT_MOST {
+                    return Err(wrong(format!("{name:?} is too large")));
+                }
+                let mut text = Vec::new();
+                content
+                    .read_to_end(&mut text)
+                    .map_err(|error| no_tar(&error))?;
+                // Nix would read whatever file of this host it names.
+                if let Some(url) = foreign_url(&text) {
+                    return Err(wrong(format!(
+                        "{name:?} names a file that no binary cache has: {url:?}"
+                    )));
+                }
+                write(&self.folder, file, size, &mut &*text).map_err(|why| why.error(&name))
             }
             _ => Err(wrong(format!(
                 "it has an entry that no binary cache has: {name:?}, {}",
@@ -176,6 +192,16 @@ fn name_of(header: &Header) -> Result<String, ShareError> {
             String::from_utf8_lossy(&old.name).trim_end_matches('\0')
         ))),
     }
+}
+
+/// The `URL` of a `.narinfo` that is no file of `nar`.
+fn foreign_url(text: &[u8]) -> Option<String> {
+    let urls = text.split(|byte| *byte == b'\n').filter_map(|line| {
+        let url = String::from_utf8_lossy(line.strip_prefix(b"URL:")?);
+        Some(url.trim().to_owned())
+    });
+    let mut foreign = urls.filter(|url| !matches!(place_of(url), Some(Place::Nar(_))));
+    foreign.next()
 }
 
 /// Where the entry of this name goes; none where a binary cache of `.drv`s has nothing of that name.
@@ -464,6 +490,19 @@ mod tests {
                     .link("x.narinfo", EntryType::Link, "../outside")
                     .file("x.narinfo", b"1"),
                 "\"x.narinfo\", a hard link",
+            ),
+            (
+                "contents that are a file of this host",
+                Raw::good().file(
+                    "x.narinfo",
+                    b"StorePath: /s/x\nURL: nar/../../../dev/zero\n",
+                ),
+                "\"x.narinfo\" names a file that no binary cache has: \"nar/../../../dev/zero\"",
+            ),
+            (
+                "contents elsewhere",
+                Raw::good().file("x.narinfo", b"URL: nar/a\nURL:http://h/x"),
+                "\"http://h/x\"",
             ),
             (
                 "a device",

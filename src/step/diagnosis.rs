@@ -129,7 +129,7 @@ fn of_fault(
     );
     if matches!(fault.cause, Cause::Platform(_)) && class == Class::Infrastructure {
         return failure.hint(
-            "retry, or check the machines in this host's `builders`: one of them could not be reached",
+            "retry, or check the machines in this host's `builders`: one of them could not be reached, or broke off",
         );
     }
     let failure = match &fault.cause {

@@ -75,7 +75,7 @@ impl JobLog {
         } = self;
         reader.read(bytes, |event| {
             without_secret_lines(event, secrets, |event| {
-                nix_output.read(event);
+                nix_output.read(&event);
                 shown.show(event, nix_output);
             });
         });
@@ -107,7 +107,7 @@ impl JobLog {
         } = self;
         reader.finish(|event| {
             without_secret_lines(event, &mut secrets, |event| {
-                nix_output.read(event);
+                nix_output.read(&event);
                 shown.show(event, &nix_output);
             });
         });
@@ -134,21 +134,21 @@ const UNSTRUCTURED: u64 = 0;
 fn without_secret_lines(
     event: Event<'_>,
     secrets: &mut SecretLines,
-    mut pass_on: impl FnMut(&Event<'_>),
+    mut pass_on: impl FnMut(Event<'_>),
 ) {
     match event {
         Event::BuildLine { id, line, omitted } => {
             let line = secrets.shown(id, &line);
-            pass_on(&Event::BuildLine { id, line, omitted });
+            pass_on(Event::BuildLine { id, line, omitted });
         }
         Event::Plain(line) => {
             let text = String::from_utf8_lossy(line.bytes);
             match secrets.shown(UNSTRUCTURED, &text) {
-                Cow::Owned(shown) => pass_on(&Event::Plain(PlainLine {
+                Cow::Owned(shown) => pass_on(Event::Plain(PlainLine {
                     bytes: shown.as_bytes(),
                     omitted: line.omitted,
                 })),
-                Cow::Borrowed(_) => pass_on(&Event::Plain(line)),
+                Cow::Borrowed(_) => pass_on(Event::Plain(line)),
             }
         }
         Event::Message {
@@ -156,24 +156,29 @@ fn without_secret_lines(
             passed_on,
             omitted,
         } => {
-            // As a whole: an entry of a netrc file takes several lines.
             let text = secrets.quoted(&text);
-            let text = redacted(&text);
-            pass_on(&Event::Message {
+            pass_on(Event::Message {
                 text,
                 passed_on,
                 omitted,
             });
         }
-        other => pass_on(&other),
+        other => pass_on(other),
     }
 }
 
 impl Shown {
-    fn show(&mut self, event: &Event<'_>, nix_output: &NixOutput) {
+    /// Shows an event. What is secret in a message is hidden only here: it may be a part of the name by which Nix says what has failed.
+    fn show(&mut self, mut event: Event<'_>, nix_output: &NixOutput) {
+        if let Event::Message { text, .. } = &mut event {
+            // As a whole: an entry of a netrc file takes several lines.
+            if let Cow::Owned(shown) = redacted(text) {
+                *text = Cow::Owned(shown);
+            }
+        }
         match self {
-            Self::Pretty(pretty) => pretty.show(event, nix_output),
-            Self::Raw(_, text) => show_raw(event, nix_output, text),
+            Self::Pretty(pretty) => pretty.show(&event, nix_output),
+            Self::Raw(_, text) => show_raw(&event, nix_output, text),
         }
     }
 
@@ -758,6 +763,21 @@ mod tests {
         scene.take(&[builds(), begin(2, ONE), counted([0, 1, 1, 0]), stop(2)]);
         let (shown, _) = scene.end();
         assert!(shown.ends_with("one> stopped after N s\n"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_hidden_of_a_message_decides_nothing() {
+        let drv = "/s/store/00000000000000000000000000000000-x?token=hunter2hunter2.drv";
+        for form in [Form::Pretty, Form::Raw] {
+            let mut scene = Scene::new(form, |_| {});
+            scene.take(&[message(&format!(
+                "error: hash mismatch in fixed-output derivation '{drv}':\n  specified: a\n  got: b"
+            ))]);
+            let (shown, finished) = scene.end();
+            assert!(!shown.contains("hunter2"), "{shown}");
+            let fault = finished.nix_output.root_cause().unwrap();
+            assert_eq!(fault.drv, DrvPath::parse(drv).ok());
+        }
     }
 
     #[test]

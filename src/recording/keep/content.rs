@@ -337,6 +337,8 @@ mod tests {
             step: "step".into(),
             variant: String::new(),
             commit: None,
+            tag: String::new(),
+            pull_request: String::new(),
             is_retry: false,
             signing: Signing::Unsigned,
         };

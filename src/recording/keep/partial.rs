@@ -82,6 +82,9 @@ impl PartialRecording {
         let what = [
             env!("CARGO_PKG_VERSION"),
             &commit,
+            // An expression may read them from the environment, and does where it names a release.
+            &build.tag,
+            &build.pull_request,
             // The jobs of a `matrix` may differ in nothing else.
             &build.variant,
             &format!("{:?} {}", request.recurse, request.meta),
@@ -294,9 +297,12 @@ fn drvs_of(target: &KnownTarget) -> impl Iterator<Item = &StorePath> {
 /// What of this recording lies outside of the checkout, if something does. Of a flake, the locked reference says what it is.
 fn undetermined(request: &RecordingRequest, checkout: &Path) -> Option<String> {
     let is_outside = |path: &str| {
+        // Nix takes the dots of these by their letters, too.
+        let full = paths::without_dots(&request.root.folder.join(path));
+        let below = full.strip_prefix(checkout);
         is_url(path)
             || path.starts_with('<')
-            || !paths::is_inside(&request.root.folder.join(path), checkout)
+            || !below.is_ok_and(|below| paths::stays_below(checkout, checkout, below))
     };
     let file = match &request.root.source {
         Source::Flake(_) => return None,

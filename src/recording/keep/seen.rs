@@ -6,7 +6,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest as _, Sha256};
@@ -182,15 +182,10 @@ fn unreadable(path: &Path, error: &io::Error) -> Obstacle {
     Obstacle::Because(format!("{} cannot be read: {error}", path.display()))
 }
 
-/// Whether a link in `top` leads to something else than what is looked at there. (One to itself leads nowhere.)
+/// Whether a link in `top` leads to something else than what is looked at there.
 fn leads_out(link: &Path, target: &Path, top: &Path) -> bool {
     let parent = link.parent().unwrap_or(top);
-    let leads_to = parent.join(target);
-    if leads_to == link {
-        return false;
-    }
-    let below: Option<PathBuf> = paths::below(&leads_to, top);
-    below.is_none_or(|below| below.components().any(|part| part.as_os_str() == GIT))
+    !paths::stays_below(top, parent, target) || target.iter().any(|part| part == GIT)
 }
 
 /// Seconds and nanoseconds since the epoch.
@@ -357,6 +352,9 @@ mod tests {
             ("../..", true),
             ("../../outside", true),
             ("../.git/index", true),
+            // Where that leads, `.git` decides, or a folder outside.
+            ("../.git/../a", true),
+            ("../../checkout/a", true),
         ] {
             let (outer, _) = checkout();
             let checkout = outer.path().join("checkout");
