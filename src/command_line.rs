@@ -11,8 +11,7 @@ use std::process::ExitStatus;
 
 use unix::sys::signal::Signal;
 
-use crate::secrets::redacted;
-use crate::text::shortened;
+use crate::secrets::{redacted, shortened};
 
 /// A program and its arguments, as data.
 #[derive(Debug, Clone, PartialEq, Eq)]

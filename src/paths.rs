@@ -46,15 +46,33 @@ pub fn is_inside(path: &Path, folder: &Path) -> bool {
     below(path, folder).is_some()
 }
 
-/// How many links the system follows in one path before it gives up (Linux; macOS follows 32).
-const LINKS_AT_MOST: u32 = 40;
+/// How many links are followed in one path: more than Nix follows, which gives up after 1,024, or the system, after 40. Such a path leads
+/// nowhere.
+const LINKS_AT_MOST: u32 = 2_000;
 
 /// Whether each folder that the system passes on its `way` from `folder`, which is `top` or below it, is below `top` as well, and where
 /// it ends: so that nothing outside of `top` decides where it leads. A way that leads nowhere stays; one that is absolute does not. The
 /// folders of `top` itself may be links.
 #[must_use]
 pub fn stays_below(top: &Path, folder: &Path, way: &Path) -> bool {
-    is_way_below(top, &mut folder.to_owned(), way, &mut LINKS_AT_MOST.clone())
+    let mut links = LINKS_AT_MOST;
+    is_way_below(top, &mut folder.to_owned(), way, &mut links)
+}
+
+/// Whether `path` lies in `folder` or is it, and nothing outside of that decides where it leads, as [`stays_below`] says. How it comes to
+/// `folder` does not matter.
+#[must_use]
+pub fn stays_inside(path: &Path, folder: &Path) -> bool {
+    // Nix takes its dots by their letters.
+    let path = without_dots(path);
+    let ancestors: Vec<&Path> = path.ancestors().collect();
+    let is_folder = |path: &&&Path| {
+        let real = path.canonicalize();
+        real.is_ok_and(|real| folder.canonicalize().is_ok_and(|folder| folder == real))
+    };
+    let first = ancestors.iter().rev().find(is_folder);
+    let way = first.and_then(|first| path.strip_prefix(first).ok());
+    way.is_some_and(|way| stays_below(folder, folder, way))
 }
 
 /// Goes on from `at`; `links` is how many more are followed.
@@ -119,6 +137,23 @@ mod tests {
         ] {
             assert_eq!(stays_below(&top, &top, Path::new(way)), stays, "{way}");
         }
+        symlink(&top, outer.join("alias")).unwrap();
+        for (path, stays) in [
+            ("alias/a/b", true),
+            ("alias/a/../b/file", true),
+            ("alias", true),
+            ("top/a", true),
+            ("alias/a/b/up/a/x", true),
+            ("outside/in", false),
+            ("outside", false),
+        ] {
+            assert_eq!(stays_inside(&outer.join(path), &top), stays, "{path}");
+        }
+        for at in 0..50 {
+            symlink(format!("l{}", at + 1), top.join(format!("l{at}"))).unwrap();
+        }
+        symlink("../outside", top.join("l50")).unwrap();
+        assert!(!stays_below(&top, &top, Path::new("l0")));
         assert!(stays_below(&top, &top.join("a/b"), Path::new("../..")));
         assert!(!stays_below(&top, &top.join("a/b"), Path::new("../../..")));
     }

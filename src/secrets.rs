@@ -83,6 +83,17 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// The beginning of `text`, at most so many characters; where there is more, an ellipsis ends it. Its secrets are hidden first: of a URL that is
+/// cut in its password, nothing would be recognised.
+#[must_use]
+pub fn shortened(text: &str, at_most: usize) -> String {
+    let text = redacted(text);
+    match text.char_indices().nth(at_most) {
+        Some(_) => text.chars().take(at_most - 1).chain(['…']).collect(),
+        None => text.into_owned(),
+    }
+}
+
 /// As [`redacted`], of a text without colours. What stands beside a secret may be a part of a longer one, which is seen only without it.
 fn redacted_as_written(text: &str) -> Cow<'_, str> {
     let Cow::Owned(mut shown) = redacted_once(text) else {
@@ -821,6 +832,17 @@ mod tests {
                 !shown.contains(&text) && shown.starts_with("error: unable"),
                 "{shown}"
             );
+        }
+    }
+
+    #[test]
+    fn shortened_text_has_at_most_so_many_characters_and_no_half_of_a_secret() {
+        assert_eq!(shortened("äöü", 3), "äöü");
+        assert_eq!(shortened("äöüß", 3), "äö…");
+        for at_most in 10..40 {
+            let text = shortened("at https://user:hunter2hunter2@host/x now", at_most);
+            assert!(!text.contains("hunter2"), "{text}");
+            assert!(text.chars().count() <= at_most);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// How often a terminal's line changes, at most.
 const ON_TERMINAL: Duration = Duration::from_millis(200);

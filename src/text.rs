@@ -151,15 +151,6 @@ pub fn is_hidden(character: char) -> bool {
     character.is_control() || is_unseen(character)
 }
 
-/// The begin of `text`, at most so many characters; where there are more, the last one is an ellipsis.
-#[must_use]
-pub fn shortened(text: &str, at_most: usize) -> String {
-    match text.char_indices().nth(at_most) {
-        Some(_) => text.chars().take(at_most - 1).chain(['…']).collect(),
-        None => text.to_owned(),
-    }
-}
-
 /// The begin of `text`, at most so many bytes; where there is more, an ellipsis follows.
 #[must_use]
 pub fn begin_of(text: &str, at_most: usize) -> Cow<'_, str> {
@@ -208,9 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn shortened_text_has_at_most_so_many_characters() {
-        assert_eq!(shortened("äöü", 3), "äöü");
-        assert_eq!(shortened("äöüß", 3), "äö…");
+    fn the_begin_of_a_text_has_at_most_so_many_bytes_and_ends_between_characters() {
         assert_eq!(begin_of("äöü", 6), "äöü");
         assert_eq!(begin_of("äöüß", 5), "äö…");
         assert_eq!(begin_of("ä", 0), "…");

@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-use crate::secrets::redacted;
-use crate::text::{is_unseen, shortened};
+use crate::secrets::{redacted, shortened};
+use crate::text::is_unseen;
 
 /// How much of a name is shown, in characters.
 pub const NAME_AT_MOST: usize = 200;
@@ -12,10 +12,7 @@ pub const NAME_AT_MOST: usize = 200;
 /// `text` as code within a line, shortened to [`NAME_AT_MOST`].
 #[must_use]
 pub fn code(text: &str) -> String {
-    format!(
-        "<code>{}</code>",
-        inert(&shortened(&redacted(text), NAME_AT_MOST))
-    )
+    format!("<code>{}</code>", inert(&shortened(text, NAME_AT_MOST)))
 }
 
 /// `html` as a link to a job on the build's page; without a link where `job` cannot be a job's id.

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::Serialize;
 use serde::ser::SerializeStruct as _;
 
-use crate::secrets::redacted;
-use crate::text::{KeepEscapes, shortened, tamed};
+use crate::secrets::{redacted, shortened};
+use crate::text::{KeepEscapes, tamed};
 
 /// How many characters of a message are shown: what a program prints may be long.
 const MESSAGE_AT_MOST: usize = 500;

@@ -10,8 +10,8 @@
 
 use std::collections::VecDeque;
 
-use crate::secrets::redacted;
-use crate::text::{begin_of, shortened};
+use crate::secrets::{redacted, shortened};
+use crate::text::begin_of;
 
 /// By how much Nix indents what belongs to a message.
 const INDENT: &str = "       ";
@@ -187,7 +187,8 @@ impl MessageLines {
                 if self.frames.len() == FRAMES_AT_MOST {
                     self.frames.pop_front();
                 }
-                self.frames.push_back(shortened(frame, FRAME_AT_MOST));
+                self.frames
+                    .push_back(begin_of(frame, FRAME_AT_MOST).into_owned());
             }
             self.push(line);
         }

@@ -14,8 +14,8 @@ use super::structured::{BuildCounts, Ended, Event, LogReader};
 use super::trouble::{Trouble, is_about_settings, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
 use crate::command_line::Ending;
-use crate::secrets::redacted;
-use crate::text::{begin_of, shortened, without_escapes};
+use crate::secrets::shortened;
+use crate::text::{begin_of, without_escapes};
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
 pub const LAST_LINES: usize = 25;
@@ -84,19 +84,47 @@ pub struct NixOutput {
 /// Other machines, and what they build.
 #[derive(Debug, Default)]
 struct Machines {
-    /// Of each build there the machine, and why it has failed, as far as that is known.
-    builds: HashMap<DrvPath, (String, Option<Cause>)>,
-    /// The one that the message is about that is being read.
-    named: Option<DrvPath>,
+    /// Of each build there the machine, and why it has failed.
+    builds: HashMap<DrvPath, (String, Told)>,
+    /// The one that the message is about that is being read, and why it has failed; no cause where the machine's system is why.
+    named: Option<(DrvPath, Option<Cause>)>,
     /// One could not be reached, or broke off. (A builder may print that too: it explains only that no machine built something.)
     is_one_gone: bool,
 }
 
+/// What is told of why a build on another machine has failed. A builder may print that as well, before and after the machine.
+#[derive(Debug, Default)]
+enum Told {
+    #[default]
+    Nothing,
+    Cause(Cause),
+    /// Of causes that differ, nothing is known but that it has failed.
+    Differently,
+}
+
 impl Machines {
-    /// The cause that the message is about that is being read.
+    /// The cause that the message tells that is being read.
     fn named_cause(&mut self) -> Option<&mut Cause> {
-        let (_, why) = self.builds.get_mut(self.named.as_ref()?)?;
-        why.as_mut()
+        self.named.as_mut().and_then(|(_, cause)| cause.as_mut())
+    }
+
+    /// The message ends that is being read.
+    fn conclude(&mut self) {
+        let Some((drv, cause)) = self.named.take() else {
+            return;
+        };
+        if let Some((_, told)) = self.builds.get_mut(&drv) {
+            *told = match (std::mem::take(told), cause) {
+                (Told::Nothing, None) => Told::Nothing,
+                (Told::Nothing, Some(cause)) => Told::Cause(cause),
+                (Told::Cause(before), Some(cause))
+                    if discriminant(&before) == discriminant(&cause) =>
+                {
+                    Told::Cause(cause)
+                }
+                _ => Told::Differently,
+            };
+        }
     }
 }
 
@@ -172,7 +200,7 @@ impl NixOutput {
                 text, passed_on, ..
             } => {
                 self.about = None;
-                self.machines.named = None;
+                self.machines.conclude();
                 self.faults_before = self.faults.len();
                 let text = without_escapes(text);
                 let is_error = message::is_begin(text.lines().next().unwrap_or_default());
@@ -202,7 +230,7 @@ impl NixOutput {
             } => {
                 self.begun.insert(drv.clone());
                 if !machine.is_empty() {
-                    let machine = (machine.to_string(), None);
+                    let machine = (machine.to_string(), Told::Nothing);
                     self.machines.builds.insert(drv.clone(), machine);
                 }
                 let build = RunningBuild {
@@ -318,15 +346,19 @@ impl NixOutput {
 
     fn read_error(&mut self, error: &str, message: bool) {
         self.reasons += usize::from(!message || self.is_certain);
-        self.machines.named = None;
+        self.machines.conclude();
         if let Some((drv, cause)) = fault_of_machine(error) {
-            if let Some((_, why)) = self.machines.builds.get_mut(&drv) {
-                // A builder may print that as well, before and after: of two that differ, nothing is known but that it failed.
-                let is_another = |before: &Cause| discriminant(before) != discriminant(&cause);
-                let differs = why.as_ref().is_some_and(is_another);
-                *why = Some(if differs { Cause::Status(1) } else { cause });
+            if self.machines.builds.contains_key(&drv) {
+                let cause = match cause {
+                    Cause::Other(why) => match trouble(&why, true) {
+                        Some(Trouble::DiskFull) => Some(Cause::DiskFull),
+                        Some(_) => None,
+                        None => Some(Cause::Other(why)),
+                    },
+                    cause => Some(cause),
+                };
                 self.about = Some(drv.clone());
-                self.machines.named = Some(drv);
+                self.machines.named = Some((drv, cause));
             }
         } else if let Some(fault) = fault(error) {
             self.add(fault, message);
@@ -499,12 +531,18 @@ impl NixOutput {
         }
         // The status of the hook, where another machine has built it. Of a builder that failed there it says so (2.8, 2.26, 2.34, over ssh
         // and ssh-ng); else it was the connection, or what the machine needs beside the builder, such as room on its disk.
+        self.machines.conclude();
         let machine = drv.and_then(|drv| self.machines.builds.remove(drv));
-        if let (Cause::Status(1), Some((machine, why))) = (&fault.cause, machine) {
-            fault.cause = why.unwrap_or_else(|| {
-                self.machines.is_one_gone = true;
-                Cause::Platform(format!("{machine} was lost, or could not go on"))
-            });
+        if let (Cause::Status(1), Some((machine, told))) = (&fault.cause, machine) {
+            match told {
+                Told::Cause(cause) => fault.cause = cause,
+                Told::Differently => {}
+                Told::Nothing => {
+                    self.machines.is_one_gone = true;
+                    fault.cause =
+                        Cause::Platform(format!("{machine} was lost, or could not go on"));
+                }
+            }
         }
         if self.faults.len() < FAULTS_AT_MOST {
             self.faults.push(fault);
@@ -712,7 +750,7 @@ pub fn shortened_line(line: &str) -> String {
     if line.len() <= LINE_AT_MOST {
         return line.to_owned();
     }
-    shortened(&redacted(line), LINE_AT_MOST)
+    shortened(line, LINE_AT_MOST)
 }
 
 /// The end of Nix's message about a failed build on a disk that is (nearly) full.
@@ -1044,6 +1082,16 @@ mod tests {
                 Cause::Hash(": specified sha256-A=, got sha256-B=".into()),
             ),
             (
+                of_machine("creating directory '/x': No space left on device"),
+                1,
+                Cause::DiskFull,
+            ),
+            (
+                of_machine("creating directory '/x': No such file or directory"),
+                1,
+                gone(),
+            ),
+            (
                 of_machine("it would not"),
                 1,
                 Cause::Other("it would not".into()),
@@ -1090,10 +1138,14 @@ mod tests {
         let last = message(&format!(
             "error: builder for '{DRV}' failed with exit code 1"
         ));
+        let full = format!("{three}\n       {DISK_NOTE}");
         for (said, cause) in [
-            ([&three, DISK_NOTE], Cause::Status(3)),
-            ([&three, &hash], Cause::Status(1)),
-            ([&hash, &three], Cause::Status(1)),
+            ([&*three, DISK_NOTE, ""], Cause::Status(3)),
+            ([&full, "", ""], Cause::DiskFull),
+            ([&three, &hash, ""], Cause::Status(1)),
+            ([&hash, &three, &hash], Cause::Status(1)),
+            ([&three, &full, ""], Cause::Status(1)),
+            ([&full, &three, &full], Cause::Status(1)),
         ] {
             let said = said.map(passed_on).concat();
             let nix_output = nix_output(&format!("{begins}{said}{last}"));

@@ -3,7 +3,7 @@
 use super::AttrError;
 use crate::log::Log;
 use crate::nix::message::in_one_line;
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// How much of an attribute's name is printed before its message, in characters.
 const NAME_AT_MOST: usize = 200;

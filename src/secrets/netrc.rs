@@ -1,9 +1,10 @@
 //! Entries of a netrc file in a text, as curl reads them, and so Nix: `machine host login user password …`, in one line or in several.
-//! Words are told apart by case nowhere, a value may have quotes, and `#` begins a comment. In a string of Nix's or JSON a line ends with
-//! `\n`.
+//! Words are told apart by case nowhere, unknown ones are skipped, a value may have quotes, and `#` begins a comment. In a string of Nix's or
+//! JSON a line ends with `\n`.
 //!
-//! A text is no file, so an entry may stand behind other words. It goes on in the next lines only as far as each of them is of the entry
-//! as a whole, behind what programs put before each line (a number, a time, `trace:`): a sentence that speaks of a password is not.
+//! A text is no file: an entry stands behind other words, and between what programs put before each line. So behind a machine's login
+//! whatever stands behind the word `password` is one. Without a login that is so in the line of `machine` alone; a line that
+//! follows has to be of the entry as a whole, because a sentence may speak of a password.
 
 use std::ops::Range;
 
@@ -30,62 +31,90 @@ pub struct NetrcReader {
     next: Awaited,
     /// In how many more lines the entry may be told.
     lines: u32,
+    /// It is of a machine.
+    is_machine: bool,
+    /// It has had a login, and no password since.
+    has_login: bool,
+    /// All its words were known.
+    is_whole: bool,
 }
 
 impl NetrcReader {
     /// Where the passwords are in the next line, which has no end of line. (One may only stand for a password, as `$PASSWORD`.)
     pub fn passwords(&mut self, line: &str) -> Vec<Range<usize>> {
         let mut found = Vec::new();
+        // Those of which the rest of the line decides whether they are any.
+        let mut doubtful = Vec::new();
         // So far, nothing was read but what programs put before each line.
         let mut is_start = true;
-        let goes_on = self.next != Awaited::Begin;
+        let mut goes_on = self.goes_on();
+        self.is_whole = true;
         self.lines = self.lines.saturating_sub(1);
         let mut at = 0;
         while let Some(range) = token(line, at) {
             at = range.end;
             let token = &line[range.clone()];
             let word = last_word(token).to_ascii_lowercase();
-            let begins = match word.as_str() {
-                "machine" => Some(Awaited::Host),
-                "default" => Some(Awaited::Login),
-                _ => None,
-            };
-            match (self.next, begins) {
-                (Awaited::Begin | Awaited::Login | Awaited::Word, Some(next)) => {
-                    if self.next == Awaited::Begin {
-                        self.lines = LINES_AT_MOST;
-                    }
-                    self.next = next;
-                }
-                (Awaited::Begin, None) => {}
-                (Awaited::Login | Awaited::Word, None) if token.starts_with('#') => break,
-                (next @ (Awaited::Login | Awaited::Word), None) => {
-                    self.next = match word.as_str() {
-                        "password" if next == Awaited::Word => Awaited::Password,
-                        "login" | "account" | "port" | "protocol" | "macdef" => Awaited::Value,
-                        _ if goes_on && is_start && is_put_before(token) => continue,
-                        _ => {
-                            self.next = Awaited::Begin;
-                            if goes_on {
-                                return Vec::new();
-                            }
-                            continue;
-                        }
+            let is_word = matches!(self.next, Awaited::Begin | Awaited::Login | Awaited::Word);
+            match (word.as_str(), self.next) {
+                (begin @ ("machine" | "default"), _) if is_word => {
+                    *self = Self {
+                        next: if begin == "machine" {
+                            Awaited::Host
+                        } else {
+                            Awaited::Login
+                        },
+                        lines: LINES_AT_MOST,
+                        is_machine: begin == "machine",
+                        has_login: false,
+                        is_whole: true,
                     };
+                    found.append(&mut doubtful);
+                    goes_on = false;
                 }
-                (Awaited::Password, _) => {
+                (_, Awaited::Begin) => {}
+                (_, Awaited::Login | Awaited::Word) if token.starts_with('#') => break,
+                ("login" | "user", Awaited::Login | Awaited::Word) => {
+                    self.next = Awaited::Value;
+                    self.has_login = true;
+                }
+                ("account" | "port" | "protocol" | "macdef", Awaited::Login | Awaited::Word) => {
+                    self.next = Awaited::Value;
+                }
+                ("password", Awaited::Word) if self.is_whole || self.has_login => {
+                    self.next = Awaited::Password;
+                }
+                (_, Awaited::Login | Awaited::Word) => {
+                    let is_put_before = goes_on && is_start && is_put_before(token);
+                    self.is_whole &= is_put_before;
+                    if !self.is_machine && !self.is_whole {
+                        self.next = Awaited::Begin;
+                    }
+                    if is_put_before {
+                        continue;
+                    }
+                }
+                (_, Awaited::Password) => {
                     let (value, end) = value(line, range.start);
                     at = end;
-                    found.push(value);
+                    if goes_on && !(self.has_login && self.is_machine) {
+                        doubtful.push(value);
+                    } else {
+                        found.push(value);
+                    }
                     self.next = Awaited::Word;
+                    self.lines = LINES_AT_MOST;
+                    self.has_login = false;
                 }
-                (Awaited::Host, _) if token.ends_with(':') => self.next = Awaited::Begin,
-                (Awaited::Host | Awaited::Value, _) => {
+                (_, Awaited::Host | Awaited::Value) => {
                     at = value(line, range.start).1;
                     self.next = Awaited::Word;
                 }
             }
             is_start = false;
+        }
+        if self.is_whole {
+            found.append(&mut doubtful);
         }
         if self.lines == 0 {
             self.next = Awaited::Begin;
@@ -98,6 +127,8 @@ impl NetrcReader {
         Self {
             next: Awaited::Word,
             lines: LINES_AT_MOST,
+            is_machine: true,
+            ..Self::default()
         }
     }
 
@@ -172,30 +203,44 @@ fn token_end(bytes: &[u8], begin: usize) -> usize {
     end.unwrap_or(bytes.len())
 }
 
-/// Where the value is that begins here, without its quotes: within them it may have blanks. (Those of a string around the entry are no
-/// part of it either.) And where it ends with them.
+/// Where the value is that begins here, and where what follows it. Within quotes, which are no part of it, it may have blanks; those of a
+/// string around the entry are no part of it either.
 fn value(line: &str, begin: usize) -> (Range<usize>, usize) {
-    let bytes = line.as_bytes();
-    let quote = bytes[begin];
-    if !matches!(quote, b'"' | b'\'') {
-        let end = token_end(bytes, begin);
-        let text = line[begin..end].trim_end_matches(['"', '\'', '\\']);
-        return (begin..begin + text.len(), end);
+    let end = token_end(line.as_bytes(), begin);
+    let text = &line[begin..end];
+    let rest = &line[begin..];
+    let quotes = ["\\\"", "\"", "'"];
+    if let Some(quote) = quotes.into_iter().find(|quote| text.starts_with(quote))
+        && let Some(length) = length_in_quotes(&rest[quote.len()..], quote)
+    {
+        let begin = begin + quote.len();
+        let close = begin + length;
+        let behind = close + quote.len();
+        // What stands behind the quote is a part of it, where it is no blank.
+        let end = token_end(line.as_bytes(), behind);
+        let is_over = line[behind..end].chars().all(|c| "\"'\\,;)]}>".contains(c));
+        return (begin..if is_over { close } else { end }, end);
     }
-    let begin = begin + 1;
-    let mut is_escaped = false;
-    let end = (begin..bytes.len()).find(|&at| {
-        let ends = !is_escaped && bytes[at] == quote;
-        is_escaped = !is_escaped && bytes[at] == b'\\';
-        ends
-    });
-    let end = end.unwrap_or(bytes.len());
-    (begin..end, bytes.len().min(end + 1))
+    let text = text.trim_end_matches(['"', '\'', '\\']);
+    (begin..begin + text.len(), end)
 }
 
-/// The word at the end of a token: something may stand before it (`+machine`, `"machine`, `netrc:machine`).
+/// How much of the text stands before the next quote that is not behind a backslash.
+fn length_in_quotes(text: &str, quote: &str) -> Option<usize> {
+    let is_escaped = |at: usize| {
+        let before = &text[..at];
+        (before.len() - before.trim_end_matches('\\').len()) % 2 == 1
+    };
+    let mut places = text.match_indices(quote).map(|(at, _)| at);
+    places.find(|at| !is_escaped(*at))
+}
+
+/// The word at the end of a token: something may stand before it (`+machine`, `"machine`, `netrc:machine`). A flag is none (`--machine`).
 fn last_word(token: &str) -> &str {
     let others = token.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    if others.ends_with('-') {
+        return "";
+    }
     &token[others.len()..]
 }
 
@@ -236,6 +281,15 @@ mod tests {
             "machine h login u macdef x password PW",
             "machine h login u password \"PW\"",
             "machine h login u password 'PW' # it",
+            "machine h user u password PW",
+            "machine h login u type basic password PW",
+            "netrc for machine h: login ci password PW",
+            "x = \"machine h login u password \\\"PW\\\"\"",
+            "machine h\n login u\n password PW\n\nmachine i\n login u\n password PW\n\nmachine j\n login u\n password PW\n\nmachine k\n login u\n password PW",
+            "INFO machine h\nINFO   login u\nINFO   password PW",
+            "[2026-11-30 08:15:00] machine h\n[2026-11-30 08:15:00] login u\n[2026-11-30 08:15:00] password PW",
+            "machine h\n login u\n macdef init\n cd /\n\n password PW",
+            "machine h\n login u\n password PW extra\" > ~/.netrc",
             "machine \"h x\" login \"u\\\"x\" password PW",
             "machine a password *** machine b password PW",
             "machine\th\r\n login u\r\n password PW\r\n",
@@ -266,6 +320,13 @@ mod tests {
         }
         let quoted = "machine h\n password \"ab \\\" c\"";
         assert_eq!(shown(quoted), "machine h\n password \"***\"");
+        for open in [
+            "machine h login u password 'x'hunter2",
+            "machine 'h login u password hunter2",
+            "machine h login u password \"hunter2",
+        ] {
+            assert!(!shown(open).contains("hunter2"), "{open}");
+        }
     }
 
     #[test]
@@ -273,16 +334,15 @@ mod tests {
         for text in [
             "password",
             "machine h login u password $PW",
-            "this machine lets you login without a password here",
-            "on machine vm1 a login fails: password authentication is off",
             "the default password is asked for",
-            "sshd on machine vm1: login by password here is off",
             "default\nthe password in use",
             "default\npassword for postgres is set",
             "machine h\npassword building the rest",
             "booting machine vm1\nno password is asked in this list",
             "default login and more\npassword of root",
             "this machine asks for a password twice",
+            "./vm --machine q35 --password prompt",
+            "./vm -machine q35 --login u --password prompt",
             "the default password",
         ] {
             assert_eq!(shown(text), text);

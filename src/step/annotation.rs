@@ -10,7 +10,8 @@ use crate::buildkite::markdown::{code, inert, inert_within, job_link};
 use crate::exit::Failure;
 use crate::nix::DrvPath;
 use crate::nix::output::LAST_LINES;
-use crate::text::{KeepEscapes, shortened, tamed};
+use crate::secrets::shortened;
+use crate::text::{KeepEscapes, tamed};
 
 /// How much of a line of a log is shown, in characters.
 const LINE_AT_MOST: usize = 200;

@@ -16,10 +16,10 @@ use crate::host;
 use crate::nix::{
     Disturbance, DrvPath, Evaluation, LockedFlake, NixOutput, Phase, StorePath, class,
 };
+use crate::secrets::shortened;
 use crate::state::{Roots, StateFolder};
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 use crate::supervise::Finished;
-use crate::text::shortened;
 
 /// How much of a value that is no derivation is shown, in characters.
 const VALUE_AT_MOST: usize = 200;

@@ -31,8 +31,8 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
 use crate::parallel;
+use crate::secrets::shortened;
 use crate::supervise::{Finished, Supervisor};
-use crate::text::shortened;
 
 /// How long all of it may take: an agent of v3 goes on for a minute where Buildkite answers with an error.
 const TIME: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::{Report, Seconds, TriedShare, WayName};
 use super::step_job::StepJob;
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// What all keys begin with; the step's key follows.
 const PREFIX: &str = "eval-once:report:";

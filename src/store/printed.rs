@@ -5,8 +5,8 @@ use std::fmt::Display;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Failure};
 use crate::nix::StorePath;
+use crate::secrets::shortened;
 use crate::supervise::Finished;
-use crate::text::shortened;
 
 /// How much is shown of what a program has printed, in characters.
 const SHOWN: usize = 100;

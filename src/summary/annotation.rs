@@ -14,8 +14,8 @@ use crate::buildkite::markdown::{code, inert, job_link};
 use crate::counts::{RecordingCounts, number};
 use crate::exit::Class;
 use crate::nix::message::in_one_line_of;
+use crate::secrets::shortened;
 use crate::step::Reason;
-use crate::text::shortened;
 
 /// How many targets have a row; the others are counted.
 const ROWS_AT_MOST: usize = 100;

@@ -16,8 +16,8 @@ use super::rows::Rows;
 use super::suites::Suite;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::message::in_one_line;
-use crate::secrets::redacted;
-use crate::text::{is_hidden, shortened};
+use crate::secrets::{redacted, shortened};
+use crate::text::is_hidden;
 
 /// The document.
 ///

@@ -12,11 +12,12 @@ use crate::nix::message::in_one_line;
 use crate::nix::structured::{Event, LogReader};
 use crate::nix::{LockedFlake, NixOutput, NoiseFilter, Phase, Source, class};
 use crate::recording::RecordingRequest;
+use crate::secrets::shortened;
 use crate::state::{Roots, StateFolder};
 use crate::status_line::StatusLine;
 use crate::store::{COLLECTOR_HINT, FlakeLock, KEEPING_ATTEMPTS, Store};
 use crate::supervise::{Finished, OnStop, Printed, Supervisor};
-use crate::text::{shortened, without_escapes};
+use crate::text::without_escapes;
 
 /// How much is shown of what Nix says that it does, in characters.
 const DOING_AT_MOST: usize = 120;

@@ -9,8 +9,8 @@ use crate::log::Log;
 use crate::nix::{AttrPath, NoiseFilter};
 use crate::recording::AttrError;
 use crate::recording::error_line::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
+use crate::secrets::shortened;
 use crate::status_line::StatusLine;
-use crate::text::shortened;
 
 /// How much of an attribute's name a status line shows, in characters.
 const NAME_AT_MOST: usize = 80;

@@ -83,6 +83,7 @@ impl PartialRecording {
             env!("CARGO_PKG_VERSION"),
             &commit,
             // An expression may read them from the environment, and does where it names a release.
+            &build.branch,
             &build.tag,
             &build.pull_request,
             // The jobs of a `matrix` may differ in nothing else.
@@ -297,12 +298,9 @@ fn drvs_of(target: &KnownTarget) -> impl Iterator<Item = &StorePath> {
 /// What of this recording lies outside of the checkout, if something does. Of a flake, the locked reference says what it is.
 fn undetermined(request: &RecordingRequest, checkout: &Path) -> Option<String> {
     let is_outside = |path: &str| {
-        // Nix takes the dots of these by their letters, too.
-        let full = paths::without_dots(&request.root.folder.join(path));
-        let below = full.strip_prefix(checkout);
         is_url(path)
             || path.starts_with('<')
-            || !below.is_ok_and(|below| paths::stays_below(checkout, checkout, below))
+            || !paths::stays_inside(&request.root.folder.join(path), checkout)
     };
     let file = match &request.root.source {
         Source::Flake(_) => return None,

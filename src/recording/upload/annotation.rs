@@ -16,7 +16,7 @@ use crate::recording::notices::MESSAGE_UNKNOWN;
 use crate::recording::pipeline::excess::Excess;
 use crate::recording::report::{Earlier, EarlierRecording, RecordingReport};
 use crate::recording::{AttrError, OnError};
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// How many errors of a kind are shown with their messages, and how many changed attributes by name.
 const SHOWN: usize = 10;

@@ -54,9 +54,9 @@ use crate::keys::refuse;
 use crate::log::Log;
 use crate::parallel;
 use crate::recording::{BuildkiteBuild, Phases, Signing};
+use crate::secrets::shortened;
 use crate::state::{NOTES_LAST, StateFolder};
 use crate::supervise::{Finished, Supervisor};
-use crate::text::shortened;
 
 /// The name of the artifact for other programs.
 pub(crate) const DOCUMENT: &str = "eval-once.json";

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::wishes::StepWishes;
 use crate::keys::Keys;
 use crate::recording::{Emit, RecordingRequest};
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// How much of a command is shown, in characters.
 const COMMAND_AT_MOST: usize = 60;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::buildkite::pipeline::CommandStep;
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// What all names of statuses begin with: a branch rule of the code host names them, and other systems have some too.
 const PREFIX: &str = "eval-once";

@@ -14,7 +14,8 @@ use crate::recording::errors::ErrorLists;
 use crate::recording::pipeline::limits::{MESSAGE_AT_MOST, REASON_AT_MOST};
 use crate::recording::pipeline::placed_step::PlacedStep;
 use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle};
-use crate::text::{shortened, without_escapes};
+use crate::secrets::shortened;
+use crate::text::without_escapes;
 
 impl StepMaker<'_> {
     /// The step of an evaluation error: it evaluates the attribute, shows what Nix prints, and fails.

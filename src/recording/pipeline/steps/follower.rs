@@ -18,7 +18,7 @@ use crate::keys::{KeyReader, Keys, string};
 use crate::recording::Target;
 use crate::recording::following::{Follower, FollowerState, RunDerivation, RunTarget};
 use crate::recording::pipeline::limits::{JOBS_PER_UPLOAD, LABEL_AT_MOST};
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// What a step that follows a target waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

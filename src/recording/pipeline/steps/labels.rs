@@ -4,8 +4,9 @@
 use crate::keys::secret_values::sentence;
 use crate::nix::AttrPath;
 use crate::recording::pipeline::limits::LABEL_AT_MOST;
+use crate::secrets::shortened;
 use crate::secrets::{self, redacted};
-use crate::text::{is_unseen, shortened};
+use crate::text::is_unseen;
 
 /// An attribute path as people read it.
 pub(super) fn attr_name(attr: &AttrPath) -> String {

@@ -14,7 +14,7 @@ use crate::exit::{Class, Failure};
 use crate::keys::Keys;
 use crate::recording::pipeline::limits::{JOBS_PER_UPLOAD, REASON_AT_MOST};
 use crate::recording::{Emit, SkipStyle, Target};
-use crate::text::shortened;
+use crate::secrets::shortened;
 
 /// What stands around the targets of a batch in its record, in bytes: `"out-link":false,"targets":[],`.
 const AROUND_TARGETS: usize = 64;
