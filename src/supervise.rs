@@ -9,6 +9,7 @@
 //! This module does not know what the programs do, only how they may be stopped ([`OnStop`]), and for how long one may stand still
 //! ([`Supervisor::run_patiently`]).
 
+mod lost_interrupt;
 mod patience;
 mod printed;
 mod running;
@@ -227,7 +228,7 @@ impl Supervisor {
         let next = running
             .iter()
             .filter(|one| one.ended.is_none())
-            .filter_map(|one| one.stopping.map(|stopping| stopping.next))
+            .filter_map(Running::due)
             .chain(until)
             .chain(self.deadline)
             .min();

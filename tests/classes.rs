@@ -605,6 +605,28 @@ fn a_signal_to_nix_alone_is_no_fault_of_the_expression_and_it_is_evaluated_once_
     }
 }
 
+/// Nix 2.8 does this where the signal comes while it sends a `.drv` to its daemon.
+#[test]
+fn a_nix_that_loses_a_signal_and_waits_without_an_end_is_ended_and_it_is_evaluated_once_more() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; }");
+    let once = store.root().join("once");
+    let script = format!(
+        r#"case "$*" in *repl* | *--instantiate* | *nix-instantiate*)
+  if (set -C; : >{once}) 2>/dev/null; then
+    echo 'error (ignored): error: interrupted by the user' >&2
+    exec sleep 600
+  fi ;;
+esac"#,
+        once = once.display()
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix", &script);
+    let ended = record(&store).env("PATH", stand_ins.path(&store)).run();
+    records_all(&ended, 1);
+    mentions(&ended, "interrupted by the user; evaluating it once more");
+    assert!(once.exists());
+}
+
 #[test]
 fn a_daemons_worker_that_is_killed_during_an_evaluation_is_no_fault_of_the_expression() {
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {

@@ -16,6 +16,7 @@ use unix::sys::signal::{Signal, kill, killpg};
 use unix::unistd::{Pid, getpgid};
 
 use super::GRACE;
+use super::lost_interrupt::LostInterrupt;
 use crate::command_line::{CommandLine, Ending, OutputLimit, Stdin};
 use crate::counts::mebibytes;
 use crate::exit::{Class, Classify as _, Failure};
@@ -93,6 +94,10 @@ pub struct Running {
     on_stop: OnStop,
     /// How it is being stopped, if it is.
     pub(super) stopping: Option<Stopping>,
+    /// A signal that it has lost; looked at where it evaluates: what is built meanwhile goes on.
+    lost_interrupt: LostInterrupt,
+    /// It has lost one, waited without an end, and was killed.
+    is_lost: bool,
     /// How it ended, once it has; all of its output has been read then.
     pub ended: Option<Ending>,
 }
@@ -128,6 +133,8 @@ impl Running {
             exceeded: false,
             on_stop,
             stopping: None,
+            lost_interrupt: LostInterrupt::default(),
+            is_lost: false,
             ended: None,
         };
         set_nonblocking(running.input.as_ref())?;
@@ -235,9 +242,19 @@ impl Running {
         });
     }
 
+    /// When the next signal is due, or it may have to be killed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let lost = self.lost_interrupt.due().filter(|_| !self.is_lost);
+        self.stopping.map_or(lost, |stopping| Some(stopping.next))
+    }
+
     /// Sends the next signal, if that is due.
     pub(super) fn send_due_signal(&mut self) {
         let now = Instant::now();
+        if self.stopping.is_none() && self.due().is_some_and(|due| due <= now) {
+            self.is_lost = true;
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
         let Some(stopping) = self
             .stopping
             .as_mut()
@@ -274,9 +291,27 @@ impl Running {
         } else {
             READ_AT_ONCE
         };
-        let read = self.read_stdout(at_most) | drain(&mut self.err, &mut read, at_most);
+        let now = Instant::now();
+        let has_answered = self.read_stdout(at_most);
+        let lost = &mut self.lost_interrupt;
+        if has_answered {
+            lost.goes_on(now);
+        }
+        let evaluates = self.on_stop == OnStop::TermThenKill;
+        let keep = |bytes: &[u8]| {
+            if evaluates {
+                lost.read(bytes, now);
+            }
+            read(bytes);
+        };
+        let has_said = drain(&mut self.err, keep, at_most);
         self.ended = ended.map(Ending::from);
-        Ok(read || self.ended.is_some())
+        if self.ended.is_some() && self.is_lost && self.stopping.is_none() {
+            // As if it had not lost it.
+            read(self.lost_interrupt.message());
+            self.ended = Some(Ending::Exited(1));
+        }
+        Ok(has_answered || has_said || self.ended.is_some())
     }
 
     /// What is waited for of it: output, and that it takes what is sent to it.
