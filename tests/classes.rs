@@ -776,7 +776,7 @@ fn settings_that_nix_refuses_are_not_said_to_be_safe_to_retry() {
     store.configure("build-users-group = eval-once-has-none");
     let ended = store.step(target.flags()).run();
     ended.fails(64, "config");
-    mentions(&ended, "hint: correct it where it is set");
+    mentions(&ended, "hint: make the group");
     record(&store).run().exits(0);
 }
 

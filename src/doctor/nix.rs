@@ -8,7 +8,7 @@ use super::{Doctor, Outcome};
 use crate::command_line::find_program;
 use crate::exit::Failure;
 use crate::fingerprint::fingerprint;
-use crate::nix::{NixOutput, StorePath, caches, version};
+use crate::nix::{BUILD_USERS, NixOutput, StorePath, caches, version};
 use crate::store::{NoAnswer, StoreIdentity};
 
 /// The first version of Nix that this program works with.
@@ -128,10 +128,9 @@ impl Doctor<'_> {
         }
         Ok(match self.no_build_users()? {
             None => Outcome::ok(seen),
-            Some(why) => Outcome::failure(
-                format!("{seen}, and builds nothing: {why}"),
-                "make the group, with users of its own for builds; or set `build-users-group =` in nix.conf, and builds run as root",
-            ),
+            Some(why) => {
+                Outcome::failure(format!("{seen}, and builds nothing: {why}"), BUILD_USERS)
+            }
         })
     }
 

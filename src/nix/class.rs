@@ -6,6 +6,7 @@ use unix::sys::signal::Signal;
 
 use super::message::in_one_line;
 use super::output::ABORTED;
+use super::trouble::{BUILD_USERS, is_about_build_users};
 use super::{Cause, Disturbance, Fault, NixOutput, NoiseFilter, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
@@ -258,7 +259,11 @@ pub fn settings_refused(output: &NixOutput) -> Option<Failure> {
     Some(
         failure
             .meaning("Nix refuses a setting of this host, or of this job; retrying only helps on another host.")
-            .hint("correct it where it is set: in NIX_CONFIG, or in a nix.conf of this host"),
+            .hint(if is_about_build_users(message) {
+                BUILD_USERS
+            } else {
+                "correct it where it is set: in NIX_CONFIG, or in a nix.conf of this host"
+            }),
     )
 }
 

@@ -39,4 +39,4 @@ pub use noise::NoiseFilter;
 pub use output::{Disturbance, NixOutput};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};
 pub use store_url::StoreUrl;
-pub use trouble::{OF_THIS_HOST, Trouble};
+pub use trouble::{BUILD_USERS, OF_THIS_HOST, Trouble};

@@ -302,9 +302,17 @@ pub(super) fn is_about_settings(message: &str) -> bool {
             .iter()
             .any(|start| begins(start))
             && message.contains("' has invalid value '")
-        || begins("the group '") && message.contains("' specified in 'build-users-group' ")
-        || begins("the build users group '") && message.ends_with("' has no members")
+        || is_about_build_users(message)
 }
+
+/// Whether Nix has no users to build as. It asks for them where root builds without a daemon, though nobody has set that.
+pub(super) fn is_about_build_users(message: &str) -> bool {
+    message.starts_with("the group '") && message.contains("' specified in 'build-users-group' ")
+        || message.starts_with("the build users group '") && message.ends_with("' has no members")
+}
+
+/// What to do about it.
+pub const BUILD_USERS: &str = "make the group, with users of its own for builds; or set `build-users-group =` in nix.conf, and builds run as root";
 
 /// Whether a download failed because no server answered, or because of an answer that may differ on a retry. A server that has
 /// no such file (404) or does not give it (401) answers the same again.
