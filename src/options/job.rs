@@ -592,5 +592,14 @@ mod tests {
         for value in ["false", "0", "", "yes"] {
             assert!(!allowed(value), "{value:?}");
         }
+        // What the agent has written down of the job's environment, and a hook of the checkout can write anew.
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("env");
+        fs::write(&file, "BUILDKITE_COMMAND_EVAL=\"true\"\n").unwrap();
+        let confined = [
+            ("BUILDKITE_COMMAND_EVAL", "false"),
+            ("BUILDKITE_ENV_FILE", file.to_str().unwrap()),
+        ];
+        assert!(!command_eval(&Variables::from_iter(confined)));
     }
 }

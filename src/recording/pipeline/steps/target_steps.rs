@@ -737,14 +737,23 @@ mod tests {
 
     #[test]
     fn with_meta_false_metadata_is_ignored() {
-        let request = RecordingRequest {
-            meta: false,
-            ..request()
+        let wish = json!({
+            "command": "evil", "agents": { "queue": "evil" }, "plugins": [{ "evil#v1": null }], "env": { "EVIL": "1" },
+        });
+        let made = |meta| {
+            let request = RecordingRequest { meta, ..request() };
+            made_steps(&[target_wishing(1, &wish)], &request).remove(0)
         };
-        let step = &made_steps(
-            &[target_wishing(1, &json!({ "command": "evil", "key": "x" }))],
-            &request,
-        )[0];
-        assert!(step.get("command").is_none());
+        let (with, without) = (made(true), made(false));
+        for key in ["command", "agents", "plugins", "env"] {
+            assert!(
+                with[key].to_string().to_lowercase().contains("evil"),
+                "{key}: {with}"
+            );
+        }
+        assert!(
+            !without.to_string().to_lowercase().contains("evil"),
+            "{without}"
+        );
     }
 }
