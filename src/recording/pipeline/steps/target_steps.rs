@@ -744,16 +744,16 @@ mod tests {
             let request = RecordingRequest { meta, ..request() };
             made_steps(&[target_wishing(1, &wish)], &request).remove(0)
         };
-        let (with, without) = (made(true), made(false));
+        let (taken, ignored) = (made(true), made(false));
         for key in ["command", "agents", "plugins", "env"] {
             assert!(
-                with[key].to_string().to_lowercase().contains("evil"),
-                "{key}: {with}"
+                taken[key].to_string().to_lowercase().contains("evil"),
+                "{key}: {taken}"
             );
         }
         assert!(
-            !without.to_string().to_lowercase().contains("evil"),
-            "{without}"
+            !ignored.to_string().to_lowercase().contains("evil"),
+            "{ignored}"
         );
     }
 }
