@@ -55,6 +55,9 @@ pub struct Supervisor {
     stop: Option<i32>,
     /// When what is done [once more](Self::once_more) has to end.
     deadline: Option<Instant>,
+    /// A program was ended that had lost a signal. Not twice: what makes it believed an expression or a builder may print as well, and
+    /// is evaluated once more then.
+    has_ended_lost: bool,
     /// The signal mask that we were started with, for the program that replaces us.
     mask: SigSet,
     /// Set when signals are no longer ours: then each does what it does by default.
@@ -109,6 +112,7 @@ impl Supervisor {
                 signals,
                 stop: None,
                 deadline: None,
+                has_ended_lost: false,
                 mask,
                 handed_over,
                 log: log.clone(),
@@ -200,6 +204,9 @@ impl Supervisor {
                 one.stop_again(GRACE);
             }
             one.send_due_signal();
+            if !self.has_ended_lost {
+                self.has_ended_lost = one.end_if_lost();
+            }
         }
         let watched = self.watch_once(running, until, &mut read);
         watched.classify(Class::Infrastructure, || {
@@ -228,7 +235,7 @@ impl Supervisor {
         let next = running
             .iter()
             .filter(|one| one.ended.is_none())
-            .filter_map(Running::due)
+            .filter_map(|one| one.due(!self.has_ended_lost))
             .chain(until)
             .chain(self.deadline)
             .min();

@@ -628,6 +628,24 @@ esac"#,
 }
 
 #[test]
+fn who_says_what_a_nix_says_that_has_lost_a_signal_is_evaluated_all_the_same() {
+    let Some(store) = Store::new() else { return };
+    // It is silent for longer than is waited for, each time.
+    store.targets(&format!(
+        r#"{{
+  a = file (builtins.readFile (build "said" ''
+    echo 'error (ignored): error: interrupted by the user' >&2
+    {} 6; printf a > $out
+  ''));
+}}"#,
+        tool("sleep").unwrap().display(),
+    ));
+    let ended = record(&store).run();
+    records_all(&ended, 1);
+    mentions(&ended, "interrupted by the user; evaluating it once more");
+}
+
+#[test]
 fn a_daemons_worker_that_is_killed_during_an_evaluation_is_no_fault_of_the_expression() {
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let kill_workers = |daemon: &Daemon| {

@@ -115,6 +115,7 @@ impl NetrcReader {
         }
         if self.is_whole {
             found.append(&mut doubtful);
+            found.sort_by_key(|range| range.start);
         }
         if self.lines == 0 {
             self.next = Awaited::Begin;
@@ -347,7 +348,30 @@ mod tests {
         ] {
             assert_eq!(shown(text), text);
         }
+        let two = "machine h\npassword aa login u password bb";
+        assert_eq!(shown(two), "machine h\npassword *** login u password ***");
         let far = format!("machine h\n{}password x", "\n".repeat(8));
         assert_eq!(shown(&far), far);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn passwords_stand_one_behind_the_other_within_their_line(
+            words in proptest::collection::vec("machine|default|login|password|user|account|#|\\PC{0,4}|\"|'|\\\\|\\\\n|h:|é", 0..24),
+            lines in proptest::collection::vec(0..24_usize, 0..5),
+        ) {
+            let mut reader = NetrcReader::default();
+            let mut begin = 0;
+            for end in lines.into_iter().chain([words.len()]) {
+                let end = end.clamp(begin, words.len());
+                let line = words[begin..end].join(" ");
+                begin = end;
+                let mut last = 0;
+                for range in reader.passwords(&line) {
+                    proptest::prop_assert!(last <= range.start && range.start <= range.end && line.get(range.clone()).is_some());
+                    last = range.end;
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! A signal that somebody else sent to a Nix alone, and that it has lost: it says `error (ignored): … interrupted by the user`, and may
 //! wait without an end then. Nix 2.8 does where the signal comes while it sends a file to its daemon: what is left of the file stays
 //! unsent, and the daemon waits for it (bare `nix-instantiate` as well; measured).
+//!
+//! A builder or a trace may print these words, too, and an evaluation be silent for long: so one program of a job is ended for it, and no
+//! second one.
 
 use std::time::{Duration, Instant};
 

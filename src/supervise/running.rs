@@ -242,19 +242,27 @@ impl Running {
         });
     }
 
-    /// When the next signal is due, or it may have to be killed.
-    pub(super) fn due(&self) -> Option<Instant> {
-        let lost = self.lost_interrupt.due().filter(|_| !self.is_lost);
+    /// When the next signal is due; with `ends_lost`, or when it is ended because it has lost one.
+    pub(super) fn due(&self, ends_lost: bool) -> Option<Instant> {
+        let lost = self.lost_interrupt.due().filter(|_| ends_lost);
         self.stopping.map_or(lost, |stopping| Some(stopping.next))
+    }
+
+    /// Ends it if it has lost a signal, and waits since; whether it has done so.
+    pub(super) fn end_if_lost(&mut self) -> bool {
+        let now = Instant::now();
+        let waits =
+            self.stopping.is_none() && self.lost_interrupt.due().is_some_and(|due| due <= now);
+        if waits {
+            self.is_lost = true;
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
+        waits
     }
 
     /// Sends the next signal, if that is due.
     pub(super) fn send_due_signal(&mut self) {
         let now = Instant::now();
-        if self.stopping.is_none() && self.due().is_some_and(|due| due <= now) {
-            self.is_lost = true;
-            let _ = kill(self.pid, Signal::SIGKILL);
-        }
         let Some(stopping) = self
             .stopping
             .as_mut()
