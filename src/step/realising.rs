@@ -33,7 +33,7 @@ impl StepRun<'_> {
     ///
     /// But the check sees a later world. Where Nix has reported a path as missing that is valid now, something has registered it
     /// in between (two or three steps of one missing `.drv` that started within 120 ms: 55 of 294), and the `.drv` is realised
-    /// once more before the failure is believed; a `.drv` that is missing again is gone.
+    /// once more before the failure is believed.
     pub(super) fn realise(&mut self, drv: &DrvPath) -> Result<Realised, Failure> {
         let mut repeated = false;
         // The fixed output at which the daemon has died once.
@@ -68,13 +68,6 @@ impl StepRun<'_> {
                         repeated = true;
                         self.appeared = true;
                         continue;
-                    }
-                    // Steps beside this one register it, and the collector takes it again: another way keeps it.
-                    if repeated
-                        && missing(&output, finished.ending)
-                            == Some(Missing::Path(drv.as_store_path().clone()))
-                    {
-                        return Ok(Realised::Gone);
                     }
                     if self.way == Some(WayName::Realised) {
                         self.reason = Some(self.realised_reason());
