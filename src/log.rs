@@ -195,6 +195,17 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_a_line_break_within_an_escape_sequence_opens_no_group() {
+        let shown = written(|log| {
+            let mut text = log.text();
+            text.words_of("\u{1b}[31\n\u{1b}--- a", "b");
+            text.output_line("\u{1b}[31\n\u{1b}--- c", 0);
+            log.print(&mut text);
+        });
+        assert_eq!(shown, " --- a> b\n --- c\n");
+    }
+
+    #[test]
     fn a_secret_of_several_lines_is_hidden_in_a_message() {
         let shown = written(|log| log.say("a\nmachine h\nlogin u\npassword s3cretword\nb"));
         assert!(

@@ -1,6 +1,29 @@
 //! Paths by their letters, and where they really lead.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
+
+/// Which file, or link, is at a path: it tells one from an earlier one of its name. (A number alone is given to the next file at once;
+/// so the moment of its last change is part of it, which for a file in a store is that at which it came.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    inode: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl FileId {
+    /// That of what is at `path` now; none where nothing is there, or it cannot be looked at.
+    #[must_use]
+    pub fn at(path: &Path) -> Option<Self> {
+        let metadata = path.symlink_metadata().ok()?;
+        Some(Self {
+            inode: metadata.ino(),
+            seconds: metadata.ctime(),
+            nanoseconds: metadata.ctime_nsec(),
+        })
+    }
+}
 
 /// `path` without `.` and `..`, by its letters: whatever is linked on the way. So Nix and the agent read paths.
 #[must_use]

@@ -579,6 +579,35 @@ fn what_nix_calls_missing_a_second_time_though_it_is_valid_is_believed() {
     assert_eq!(realises.count(), 2, "{calls:?}");
 }
 
+#[test]
+fn a_drv_that_is_collected_and_registered_again_each_time_is_realised_again_and_then_evaluated() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let drv = &target.drv;
+    let run = |calls: u32, flags: Vec<String>| {
+        store.nix("nix-instantiate", ["default.nix", "-A", "hello"]);
+        // Another step of it registers it before we look. Every second call asks whether it is valid.
+        let script = format!(
+            "case \"$*\" in *--realise*) if [ \"$NTH\" -le {calls} ]; then \"$REAL\" --delete {drv} >/dev/null 2>&1 || exit 99; {}; echo \"error: path '{drv}' is not valid\" >&2; exit 1; fi;; esac",
+            registers()
+        );
+        let bin = store.root().join(format!("losing-{calls}-{}", flags.len()));
+        let stand_ins = StandIns::new(&bin).before("nix-store", &script);
+        let path = stand_ins.path(&store);
+        let ended = store.step(flags).env("PATH", path).run();
+        let _ = fs::remove_file(store.work().join("result"));
+        store.collect();
+        ended
+    };
+    for calls in [1, 3] {
+        let ended = run(calls, recorded(&target));
+        ended.exits(0).takes("realised", "drv-valid");
+    }
+    let ended = run(5, recorded(&target));
+    ended.exits(0).takes("evaluated", "drv-collected");
+    run(5, target.drv_flags()).fails(75, "surroundings");
+}
+
 /// As Nix ends where the collector takes a `.drv` between two looks of its own: it aborts, and through a daemon the daemon's worker
 /// does; and where it takes a source, of which no version says anything. By the time we look, another step has registered it again.
 fn deaths_of_what_was_lost() -> [(&'static str, String); 5] {

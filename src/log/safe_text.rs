@@ -3,12 +3,13 @@
 //! *Architecture invariant:* [`Log`](super::Log) writes nothing else, and only this module can make one. What is ours is a
 //! literal (`&'static str`), which no text from elsewhere can be.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
 use crate::counts::mebibytes;
 use crate::secret_lines::SecretLines;
 use crate::secrets::redacted;
-use crate::text::{KeepEscapes, tamed};
+use crate::text::{KeepEscapes, tamed, without_escapes};
 
 /// How much of one line is printed, in bytes: names and messages come from repositories, and may have megabytes.
 pub const LINE_AT_MOST: usize = 16 << 10;
@@ -68,14 +69,12 @@ impl SafeText {
 
     /// Adds a line as it is: without colours, and without a meaning to Buildkite.
     pub fn line(&mut self, line: &str) {
-        self.begin_line(line);
         self.words(line, 0, KeepEscapes::Nothing);
         self.end_line();
     }
 
     /// Adds a line of a program's output, of which so many bytes are left out already: its colours remain.
     pub fn output_line(&mut self, line: &str, omitted: usize) {
-        self.begin_line(line);
         self.words(line, omitted, self.kept());
         self.end_line();
     }
@@ -93,7 +92,6 @@ impl SafeText {
 
     /// Adds a line of a program's output behind the name of what it belongs to.
     pub fn output_line_of(&mut self, name: &str, line: &str, omitted: usize) {
-        self.begin_line(name);
         self.words(name, 0, KeepEscapes::Nothing);
         self.ours("> ");
         self.words(line, omitted, self.kept());
@@ -102,7 +100,6 @@ impl SafeText {
 
     /// Adds a line about what has this name; its first word is painted.
     pub fn words_of(&mut self, name: &str, words: impl Display) {
-        self.begin_line(name);
         self.words(name, 0, KeepEscapes::Nothing);
         self.ours("> ");
         self.painted(&words.to_string());
@@ -178,14 +175,8 @@ impl SafeText {
         self.text.push('\n');
     }
 
-    /// Begins a line that this text stands at the beginning of: a blank keeps Buildkite from taking it for a group.
-    fn begin_line(&mut self, text: &str) {
-        if is_group_mark(text) {
-            self.text.push(' ');
-        }
-    }
-
-    /// Adds words within a line, of which so many bytes are left out already.
+    /// Adds words within a line, of which so many bytes are left out already. Where they begin it, a blank keeps Buildkite from taking it
+    /// for a group.
     fn words(&mut self, text: &str, omitted: usize, keep: KeepEscapes) {
         // Redacted before it is cut: of half a secret it is not seen that it is one.
         let (window, beyond) = begin(text, LINE_AT_MOST + WORD_AT_MOST);
@@ -196,6 +187,10 @@ impl SafeText {
         };
         let shown = redacted(&tame);
         let (begin, more) = cut(&shown, LINE_AT_MOST);
+        let begins_line = self.text.is_empty() || self.text.ends_with('\n');
+        if begins_line && is_group_mark(begin) {
+            self.text.push(' ');
+        }
         if more > 0 {
             // The cut may be within a colour, and ends it.
             self.text.push_str(&tamed(begin, keep));
@@ -251,8 +246,9 @@ fn begin(text: &str, at_most: usize) -> (&str, usize) {
 #[must_use]
 pub fn for_output(text: &str) -> String {
     let guarded = |line| {
-        let before = if is_group_mark(line) { " " } else { "" };
-        format!("{before}{}", tamed(line, KeepEscapes::Nothing))
+        let tame = tamed(line, KeepEscapes::Nothing);
+        let before = if is_group_mark(&tame) { " " } else { "" };
+        format!("{before}{tame}")
     };
     let lines: Vec<String> = text.split('\n').map(guarded).collect();
     lines.join("\n")
@@ -263,9 +259,13 @@ fn note(omitted: usize) -> String {
     format!("… ({} omitted)", mebibytes(omitted as u64))
 }
 
-/// Whether Buildkite would take a line for one that opens, closes or names a group, once its escape sequences are gone.
+/// Whether Buildkite would take a line for one that opens, closes or names a group: it does not see its colours.
 fn is_group_mark(line: &str) -> bool {
-    let plain = tamed(cut(line, LINE_AT_MOST).0, KeepEscapes::Nothing);
+    let plain = if line.contains('\u{1b}') {
+        Cow::Owned(without_escapes(line))
+    } else {
+        Cow::Borrowed(line)
+    };
     ["---", "+++", "~~~", "^^^"]
         .iter()
         .any(|mark| plain.starts_with(mark))

@@ -2,7 +2,6 @@
 //!
 //! Each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and nothing is built.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::{Answer, COLLECTOR_HINT, Collection, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
+use crate::paths::FileId;
 use crate::state::StateFolder;
 use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 
@@ -144,7 +144,7 @@ impl Store {
                 return Err(copying_failure(&what, &written, &output));
             }
             let file = written_file(name, &write, &written)?;
-            let before = link_id(link);
+            let before = FileId::at(link);
             let mut lines = vec![rooting_line(&file, link, &options)];
             lines.append(&mut questions);
             let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
@@ -237,24 +237,16 @@ fn written_file(name: &str, line: &CommandLine, written: &Finished) -> Result<St
     }
 }
 
-/// What tells a link from an earlier one of its name that leads to the same: Nix makes a new one each time.
-type LinkId = (u64, i64, i64);
-
-fn link_id(link: &Path) -> Option<LinkId> {
-    let metadata = link.symlink_metadata().ok()?;
-    Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
-}
-
-/// Looks for the root of `file` at `link`, which was `before`, and which Nix says it has made: a program that does nothing ends well,
+/// Looks for the root of `file` at `link`, which was `before` (Nix makes a new one each time), and which Nix says it has made: a program that does nothing ends well,
 /// too, and a store on another host has no roots of this one. False where another recording of the same has rooted its own there since.
 fn check_link(
     name: &str,
     file: &StorePath,
     link: &Path,
-    before: Option<LinkId>,
+    before: Option<FileId>,
 ) -> Result<bool, Failure> {
     // Before it is read: one that is replaced in between is new all the same.
-    let is_new = link_id(link) != before;
+    let is_new = FileId::at(link) != before;
     let is_of_another = |target: &Path| {
         let path = target.to_str().map(StorePath::parse);
         is_new && path.is_some_and(|path| path.is_ok_and(|it| it.name() == FILE))
@@ -307,7 +299,7 @@ mod tests {
         let check = |before| check_link("the pin", &ours, &link, before).ok();
         assert_eq!(check(None), None, "there is none");
         symlink(others.as_path(), &link).unwrap();
-        let before = link_id(&link);
+        let before = FileId::at(&link);
         assert_eq!(check(before), None, "it is as it was");
         // It leads where it led before, and has led to ours in between. (The first one stays, so that no other gets its number.)
         fs::rename(&link, folder.path().join("first")).unwrap();
