@@ -776,7 +776,10 @@ fn a_plan_that_any_job_has_left_is_named_and_takes_no_summary_away() {
         let log = job.plain();
         assert_eq!(job.exit_status, Some(1), "{log}");
         assert!(log.contains(says), "{says}: {log}");
-        assert!(log.contains("error: 1 recording cannot be read"), "{log}");
+        assert!(
+            log.contains("error: 1 recording without a readable plan"),
+            "{log}"
+        );
         let body = annotation(&build).body;
         assert!(body.contains("**Omitted:** 1 recording"), "{body}");
         assert_eq!(build.meta_data()["eval-once:failed"], "1");
@@ -850,7 +853,7 @@ fn plans_that_would_fill_the_disk_or_have_no_end_are_named() {
         &printed,
         &[
             "its plan has 600000000 bytes",
-            "error: 1 recording cannot be read",
+            "error: 1 recording without a readable plan",
         ],
     );
     assert!(!calls.contains("artifact download"), "{calls}");
@@ -860,7 +863,7 @@ fn plans_that_would_fill_the_disk_or_have_no_end_are_named() {
         &printed,
         &[
             "cannot get the plan of a recording: it has more than 536870912 bytes",
-            "error: 1 recording cannot be read",
+            "error: 1 recording without a readable plan",
         ],
     );
     let marks = "i=0; while [ $i -lt 103 ]; do echo eval-once:x$i:plan; i=$((i+1)); done";
@@ -871,7 +874,7 @@ fn plans_that_would_fill_the_disk_or_have_no_end_are_named() {
         &[
             "warning: 1 recording omitted: the mark of a plan has a name that no step can have",
             "warning: 3 recordings omitted: a summary reads the plans of 100 recordings",
-            "error: 104 recordings cannot be read",
+            "error: 104 recordings without a readable plan",
         ],
     );
     assert_eq!(calls.matches("artifact search").count(), 100);
@@ -1092,7 +1095,9 @@ fn a_recording_that_has_left_no_plan_is_no_success() {
         let said = "is omitted: it has left no plan, because it failed before, or has not ended";
         assert!(check.plain().contains(said), "{}", check.plain());
         assert!(
-            check.plain().contains("1 recording cannot be read"),
+            check
+                .plain()
+                .contains("1 recording without a readable plan"),
             "{}",
             check.plain()
         );

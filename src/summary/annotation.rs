@@ -328,14 +328,20 @@ fn time(row: &Row) -> String {
 
 /// How many recordings are missing from the table.
 fn unreadable(text: &mut String, rows: &Rows) {
-    let (whose, their) = match rows.unreadable {
+    let (which, its) = match rows.unreadable {
         0 => return,
-        1 => ("whose plan", "its"),
-        _ => ("whose plans", "their"),
+        1 => (
+            "that failed before it had a plan, has not ended, or whose plan",
+            "its",
+        ),
+        _ => (
+            "that failed before they had a plan, have not ended, or whose plans",
+            "their",
+        ),
     };
     let _ = writeln!(
         text,
-        "**Omitted:** {} {whose} cannot be read. Of {their} targets only those with a report are listed.\n",
+        "**Omitted:** {} {which} cannot be read. Of {its} targets only those with a report are listed.\n",
         number(rows.unreadable, "recording"),
     );
 }

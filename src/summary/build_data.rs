@@ -12,7 +12,7 @@ use crate::step::{SavedReport, SavedReportError};
 pub(super) struct BuildData {
     /// What the recordings found.
     pub(super) recordings: Vec<Recorded>,
-    /// How many recordings there are besides, whose plans cannot be read.
+    /// How many recordings there are besides, without a plan that can be read.
     pub(super) unreadable: usize,
     /// The planned steps, by their keys.
     pub(super) planned_steps: BTreeMap<String, PlannedStep>,

@@ -29,7 +29,7 @@ pub(super) struct Rows {
     pub(super) suites: Vec<Suite>,
     /// How long all recordings took, in seconds; none where that is not known, or nothing was recorded.
     pub(super) recording: Option<f64>,
-    /// How many recordings cannot be read.
+    /// How many recordings have no plan that can be read.
     pub(super) unreadable: usize,
 }
 

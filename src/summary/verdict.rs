@@ -17,7 +17,7 @@ pub(super) struct BuildVerdict {
     failed: Vec<String>,
     /// Those whose outcome is not known, by name.
     unknown: Vec<String>,
-    /// How many recordings cannot be read.
+    /// How many recordings have no plan that can be read.
     unreadable: usize,
     /// Whether there is no target at all: that nothing failed then says nothing.
     is_empty: bool,
@@ -38,7 +38,7 @@ impl BuildVerdict {
         }
     }
 
-    /// How many targets failed, for programs. Those without a known outcome count, a recording that cannot be read counts as one, and so
+    /// How many targets failed, for programs. Those without a known outcome count, a recording without a readable plan counts as one, and so
     /// does a build without targets: 0 says that all is good.
     pub(super) fn failed(&self) -> usize {
         let count = self.failed.len() + self.unknown.len() + self.unreadable;
@@ -66,7 +66,10 @@ impl BuildVerdict {
         }
         match self.unreadable {
             0 => {}
-            count => parts.push(format!("{} cannot be read", number(count, "recording"))),
+            count => parts.push(format!(
+                "{} without a readable plan",
+                number(count, "recording")
+            )),
         }
         if self.is_empty && parts.is_empty() {
             parts.push(NONE_IS_GREEN.into());
@@ -124,7 +127,7 @@ mod tests {
         assert_eq!(verdict.failed(), 5);
         assert_eq!(
             verdict.sentence().unwrap(),
-            "3 targets failed: red, behind, failing; 1 target without a known outcome: silent; 1 recording cannot be read"
+            "3 targets failed: red, behind, failing; 1 target without a known outcome: silent; 1 recording without a readable plan"
         );
         let good = json!([target("green")]);
         let good = build_data(vec![recorded(&good, &json!([]))], [("drv-green", green())]);
