@@ -12,6 +12,7 @@ mod expressions;
 mod flakes;
 mod keeping;
 mod lacking;
+mod misses;
 mod movement;
 mod printed;
 mod trust;
@@ -38,6 +39,7 @@ pub use examined::{
 };
 pub use flakes::FlakeLock;
 pub use keeping::{KEEPING_ATTEMPTS, Keeper, Kept};
+pub use misses::Misses;
 pub use movement::TRICKLE;
 pub use trust::Trust;
 pub use validity::PathQuestion;

@@ -279,9 +279,9 @@ fn a_pin_outlives_a_collection_that_began_while_it_was_rooted() {
 }
 
 #[test]
-fn a_pin_that_missed_a_drv_which_is_valid_by_now_is_written_again_once() {
+fn a_pin_that_missed_a_drv_which_is_valid_by_now_is_written_again() {
     // Before the pin is written the `.drv` goes; before anybody looks another recording has registered it again.
-    for (times, status) in [(1, 0), (2, 75)] {
+    for (times, status, writes) in [(1, 0, 2), (3, 0, 4), (99, 75, 10)] {
         let Some(store) = Store::new() else { return };
         store.targets(TARGETS);
         let high = store.target("high").drv;
@@ -299,12 +299,28 @@ fn a_pin_that_missed_a_drv_which_is_valid_by_now_is_written_again_once() {
             &ended,
             "was missing, and is valid now: writing the pin again",
         );
-        assert_eq!(stand_ins.calls("nix-instantiate").len(), 2, "{ended}");
+        assert_eq!(stand_ins.calls("nix-instantiate").len(), writes, "{ended}");
         if status == 0 {
             store.collect();
             assert!(store.has(&high));
         }
     }
+}
+
+#[test]
+fn a_nix_that_always_calls_the_same_file_missing_is_believed_at_the_second_pin() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let high = store.target("high").drv;
+    let script = format!(
+        "case \"$*\" in *eval-once-pin*|*'pin.json'*) echo \"error: path '{high}' is not valid\" >&2; exit 1;; esac"
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
+    let ended = record(&store, &["--skip", "none", "--workers", "1"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.exits(75);
+    assert_eq!(stand_ins.calls("nix-instantiate").len(), 2, "{ended}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::nix::{
     derivation_text, is_cut_off, version,
 };
 use crate::paths::FileId;
-use crate::store::ATTEMPTS;
+use crate::store::{ATTEMPTS, Misses};
 
 /// The result of realising a `.drv`.
 pub(super) enum Realised {
@@ -38,9 +38,7 @@ impl StepRun<'_> {
     /// once more before the failure is believed. Where its file was written anew meanwhile, the collector was at work again (two of 283
     /// steps, eight at a time): then it is no failure of Nix, and the `.drv` counts as gone once that was so too often.
     pub(super) fn realise(&mut self, drv: &DrvPath) -> Result<Realised, Failure> {
-        let mut misses: u32 = 0;
-        // The file of the `.drv` when it was valid after the last miss.
-        let mut file_then = None;
+        let mut misses = Misses::default();
         // The fixed output at which the daemon has died once.
         let mut died_before: Option<DrvPath> = None;
         loop {
@@ -69,19 +67,18 @@ impl StepRun<'_> {
             match self.is_valid(drv.as_store_path()) {
                 Ok(false) => return Ok(Realised::Gone),
                 Ok(true) => {
+                    // Where anything that it needs was taken, the `.drv` was, too.
                     let file = FileId::at(drv.as_store_path().as_path()).filter(|_| is_here);
-                    if (misses == 0 || file.is_some() && file != file_then)
-                        && let Some(appeared) = self.appeared(&output, finished.ending, drv)?
+                    if let Some(appeared) = self.appeared(&output, finished.ending, drv)?
+                        && misses.count(file)
                     {
-                        misses += 1;
-                        if misses == ATTEMPTS {
+                        if misses.counted() == ATTEMPTS {
                             self.log.say(appeared);
                             return Ok(Realised::Gone);
                         }
                         let name = drv.name();
                         self.log
                             .say(format_args!("{appeared}: realising {name} again"));
-                        file_then = file;
                         self.appeared = true;
                         continue;
                     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::examined::names_root;
 use super::printed::no_answer_of_nix;
-use super::{Answer, COLLECTOR_HINT, Collection, PathQuestion, Store};
+use super::{Answer, COLLECTOR_HINT, Collection, Misses, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
@@ -101,7 +101,8 @@ impl Store {
         options.push(("substitute".into(), "false".into()));
         let mut beside = Some(beside);
         let (mut questions, mut answers) = (Vec::new(), Vec::new());
-        // What fails because of a missing path is repeated once where that path is valid by the time we ask.
+        let mut misses = Misses::default();
+        // Rooting is repeated once where the file is valid by the time we ask.
         let mut repeated = false;
         // A collection that was running already may have removed the new root with an older one that led nowhere.
         let mut unseen = false;
@@ -130,11 +131,10 @@ impl Store {
                 }
                 self.check_answers(supervisor)?;
                 let output = NixOutput::of(&stderr.into_bytes());
-                if !repeated
-                    && let Some(Disturbance::Gone(path)) = output.disturbance(written.ending)
+                if let Some(Disturbance::Gone(path)) = output.disturbance(written.ending)
                     && self.is_valid(supervisor, &path)?
+                    && misses.count(FileId::at(path.as_path()))
                 {
-                    repeated = true;
                     self.log.say(format_args!(
                         "{path} was missing, and is valid now: writing {name} again"
                     ));
