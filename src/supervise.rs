@@ -204,9 +204,6 @@ impl Supervisor {
                 one.stop_again(GRACE);
             }
             one.send_due_signal();
-            if !self.has_ended_lost {
-                self.has_ended_lost = one.end_if_lost();
-            }
         }
         let watched = self.watch_once(running, until, &mut read);
         watched.classify(Class::Infrastructure, || {
@@ -226,6 +223,12 @@ impl Supervisor {
         }
         if anything {
             return Ok(());
+        }
+        // All that they have said is read.
+        for one in running.iter_mut().filter(|one| one.ended.is_none()) {
+            if !self.has_ended_lost {
+                self.has_ended_lost = one.end_if_lost();
+            }
         }
         let mut waited_for = vec![PollFd::new(
             self.signals.get_read().as_fd(),

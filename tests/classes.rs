@@ -16,7 +16,7 @@ use unix::{
 
 use super::failures::ordinary_user;
 use super::support::{
-    daemon::Daemon,
+    daemon::{Daemon, is_for_all},
     processes::{Process, children},
     program::{Ended, Program},
     recording::Pipeline,
@@ -630,19 +630,23 @@ esac"#,
 #[test]
 fn who_says_what_a_nix_says_that_has_lost_a_signal_is_evaluated_all_the_same() {
     let Some(store) = Store::new() else { return };
-    // It is silent for longer than is waited for, each time.
+    // It is silent for longer than is waited for, each time. What outlives it would be in the way of the next one.
     store.targets(&format!(
         r#"{{
-  a = file (builtins.readFile (build "said" ''
+  a = file (builtins.readFile "${{build "said" ''
     echo 'error (ignored): error: interrupted by the user' >&2
-    {} 6; printf a > $out
-  ''));
+    ( {} 6; {} $out; printf a > $out/a ) || exit 1
+  ''}}/a");
 }}"#,
         tool("sleep").unwrap().display(),
+        tool("mkdir").unwrap().display(),
     ));
     let ended = record(&store).run();
     records_all(&ended, 1);
-    mentions(&ended, "interrupted by the user; evaluating it once more");
+    // A daemon's builders are not seen, and end with what they are for.
+    if !is_for_all() {
+        ended.never_says("evaluating it once more");
+    }
 }
 
 #[test]
@@ -1132,6 +1136,22 @@ fn a_fetch_that_no_server_answers_is_75_and_one_that_is_refused_is_65() {
         }
         server.unblock();
     });
+}
+
+#[test]
+fn a_file_that_is_fetched_and_does_not_exist_is_an_evaluation_error_of_its_attribute() {
+    let Some(store) = Store::new() else { return };
+    let url = format!("file://{}/none.json", store.root().display());
+    store.targets(&format!(
+        "{{ good = file \"good\"; url = file (builtins.readFile (builtins.fetchurl \"{url}\")); tar = file (builtins.fetchTarball \"{url}\"); }}"
+    ));
+    let ended = store.eval_once(["pipeline", "--dry-run"]).run();
+    let pipeline = Pipeline::of(ended.exits(0));
+    assert_eq!(pipeline.broken(), ["[\"tar\"]", "[\"url\"]"]);
+    assert_eq!(pipeline.drvs().len(), 1);
+    for attribute in ["url", "tar"] {
+        step(&store, attribute).run().fails(65, "evaluation");
+    }
 }
 
 // ---- refusals

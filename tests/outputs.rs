@@ -608,6 +608,32 @@ fn a_drv_that_is_collected_and_registered_again_each_time_is_realised_again_and_
     run(5, target.drv_flags()).fails(75, "surroundings");
 }
 
+#[test]
+fn a_drv_that_is_collected_while_it_is_asked_why_nix_missed_it_is_evaluated() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"rec { dep = file "dep"; hello = build "hello" "echo ${dep} > $out"; }"#);
+    let target = store.target("hello");
+    let drv = &target.drv;
+    let dep = store.nix("nix-store", ["--query", "--references", drv]);
+    let dep = dep.lines().find(|path| path.ends_with("-dep.drv")).unwrap();
+    // The first question is about the `.drv`, which is valid; then it is about what Nix has missed.
+    for (missed, question) in [(drv.as_str(), 2), (dep, 3)] {
+        store.nix("nix-instantiate", ["default.nix", "-A", "hello"]);
+        let script = format!(
+            "case $NTH in 1) echo \"error: path '{missed}' is not valid\" >&2; exit 1;; {question}) printed=$(\"$REAL\" \"$@\"); \"$REAL\" --delete {drv} >/dev/null 2>&1 || exit 99; [ {question} = 2 ] || {{ \"$REAL\" --delete {dep} >/dev/null 2>&1; printed=$(\"$REAL\" \"$@\"); }}; echo \"$printed\"; exit;; esac"
+        );
+        let bin = store.root().join(format!("collecting-{question}"));
+        let stand_ins = StandIns::new(&bin).before("nix-store", &script);
+        let ended = store
+            .step(recorded(&target))
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.exits(0).takes("evaluated", "drv-collected");
+        let _ = fs::remove_file(store.work().join("result"));
+        store.collect();
+    }
+}
+
 /// As Nix ends where the collector takes a `.drv` between two looks of its own: it aborts, and through a daemon the daemon's worker
 /// does; and where it takes a source, of which no version says anything. By the time we look, another step has registered it again.
 fn deaths_of_what_was_lost() -> [(&'static str, String); 5] {

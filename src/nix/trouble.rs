@@ -330,6 +330,8 @@ fn is_not_downloaded(error: &str) -> bool {
         "HTTP error 4",
         "Unsupported protocol",
         "URL using bad/illegal format",
+        // Of `file://`: 2.8 begins with "Couldn't", later versions with "Could not".
+        "read a file:// file",
     ];
     later.iter().any(|words| why.contains(words)) || !never.iter().any(|words| why.contains(words))
 }
@@ -460,6 +462,8 @@ mod tests {
             ("HTTP error 404 ('Not Found')", false),
             ("HTTP error 401", false),
             ("Unsupported protocol (1)", false),
+            ("Couldn't read a file:// file (37)", false),
+            ("Could not read a file:// file (37)", false),
         ] {
             let message = format!("unable to download 'https://x/y': {why}");
             let archive =

@@ -70,29 +70,25 @@ let
     word: at: text:
     builtins.trace "${marker} ${word} ${at} ${text}" null;
 
-  # Nix removes tabs, carriage returns, bells and escape sequences from a trace, which would change the name. Of a name that is longer than
-  # an agent can pass to a job (128 KiB), as much is said as is refused for that.
-  escaped =
-    name:
-    builtins.replaceStrings
-      (
-        [
-          "\\"
-          "\n"
-          "\t"
-          "\r"
-        ]
-        ++ builtins.fromJSON ''["\u0007", "\u001b"]''
-      )
-      [
-        "\\\\"
-        "\\n"
-        "\\t"
-        "\\r"
-        "\\a"
-        "\\e"
-      ]
-      (builtins.substring 0 131073 name);
+  # What Nix removes from a trace, or a reader takes for the end of a line.
+  controls = [
+    "\\"
+    "\n"
+    "\t"
+    "\r"
+  ]
+  ++ builtins.fromJSON ''["\u0007", "\u001b"]'';
+  controlNames = [
+    "\\\\"
+    "\\n"
+    "\\t"
+    "\\r"
+    "\\a"
+    "\\e"
+  ];
+
+  # A name as a trace can carry it. Of one that is longer than an agent can pass to a job (128 KiB), as much is said as is refused for that.
+  escaped = name: builtins.replaceStrings controls controlNames (builtins.substring 0 131073 name);
 
   isDerivation = value: builtins.isAttrs value && value.type or null == "derivation";
 
@@ -503,14 +499,18 @@ let
     walk = if systems != null then 3 else 1;
     systems = null;
     inherit known;
-    exclude = [
-      (exclusions (
-        builtins.genList (number: {
-          inherit number;
-          path = builtins.elemAt exclude number;
-        }) (builtins.length exclude)
-      ))
-    ];
+    exclude =
+      if exclude == [ ] then
+        [ ]
+      else
+        [
+          (exclusions (
+            builtins.genList (number: {
+              inherit number;
+              path = builtins.elemAt exclude number;
+            }) (builtins.length exclude)
+          ))
+        ];
     beside = [ ];
   };
 

@@ -1,5 +1,7 @@
 //! Realising a `.drv`: building or substituting its outputs, and telling a `.drv` that is gone from a build that failed.
 
+use std::collections::HashSet;
+
 use super::diagnosis;
 use super::drv_outputs::{DrvOutputs, cut_off};
 use super::outputs::VerifiedOutputs;
@@ -39,8 +41,8 @@ impl StepRun<'_> {
     /// steps, eight at a time): then it is no failure of Nix, and the `.drv` counts as gone once that was so too often.
     pub(super) fn realise(&mut self, drv: &DrvPath) -> Result<Realised, Failure> {
         let mut misses = Misses::default();
-        // The fixed output at which the daemon has died once.
-        let mut died_before: Option<DrvPath> = None;
+        // The fixed outputs at which the daemon has died once.
+        let mut died_before = HashSet::new();
         loop {
             let options = self.options()?;
             // Read before the collector can take it.
@@ -53,6 +55,8 @@ impl StepRun<'_> {
             {
                 return Err(diagnosis::of_damaged(drv, &damaged));
             }
+            // A daemon's files may lie elsewhere.
+            let was_file = is_here && FileId::at(drv.as_store_path().as_path()).is_some();
             let line = command::realise(drv, self.link.as_deref(), &options);
             let heading = format_args!("building {}", drv.name());
             let NixRun {
@@ -67,9 +71,13 @@ impl StepRun<'_> {
             match self.is_valid(drv.as_store_path()) {
                 Ok(false) => return Ok(Realised::Gone),
                 Ok(true) => {
-                    // Where anything that it needs was taken, the `.drv` was, too.
+                    let appeared = self.appeared(&output, finished.ending, drv)?;
+                    // Where anything that it needs is taken, the `.drv` is, too.
                     let file = FileId::at(drv.as_store_path().as_path()).filter(|_| is_here);
-                    if let Some(appeared) = self.appeared(&output, finished.ending, drv)?
+                    if was_file && file.is_none() && output.root_cause().is_none() {
+                        return Ok(Realised::Gone);
+                    }
+                    if let Some(appeared) = appeared
                         && misses.count(file)
                     {
                         if misses.counted() == ATTEMPTS {
@@ -97,7 +105,7 @@ impl StepRun<'_> {
                 self.find_root_cause(&mut output, Some(drv))?;
             }
             let died_at = fixed_output_at_death(&output, |drv| DrvOutputs::read(drv).fixed);
-            let dies_again = died_at.is_some() && died_at == died_before;
+            let dies_again = died_at.as_ref().is_some_and(|it| died_before.contains(it));
             if dies_again && self.may_die_of_references()? {
                 output.faults.push(Fault {
                     drv: died_at.clone(),
@@ -117,7 +125,7 @@ impl StepRun<'_> {
                 self.log.say(format_args!(
                     "the daemon died while it built {fixed}: building it once more"
                 ));
-                died_before = Some(fixed);
+                died_before.insert(fixed);
                 continue;
             }
             if class == Class::Infrastructure

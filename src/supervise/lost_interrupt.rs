@@ -3,7 +3,7 @@
 //! unsent, and the daemon waits for it (bare `nix-instantiate` as well; measured).
 //!
 //! A builder or a trace may print these words, too, and an evaluation be silent for long: so one program of a job is ended for it, and no
-//! second one.
+//! second one; and none that has builders.
 
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,10 @@ fn is_lost(line: &[u8]) -> bool {
     if !line.starts_with(b"error") && !line.starts_with(b"@nix ") && !line.starts_with(b"\x1b") {
         return false;
     }
+    // Of Nix's structured log, its own messages; a builder's lines are results.
+    if line.starts_with(b"@nix ") && !line.starts_with(br#"@nix {"action":"msg""#) {
+        return false;
+    }
     let line = String::from_utf8_lossy(line);
     let ignored = line.split_once("(ignored):");
     ignored.is_some_and(|(_, what)| what.contains("interrupted by the user"))
@@ -89,6 +93,10 @@ mod tests {
             (
                 r#"@nix {"action":"msg","level":0,"msg":"\u001b[31;1merror (ignored):\u001b[0m error: interrupted by the user"}"#,
                 true,
+            ),
+            (
+                r#"@nix {"action":"result","fields":["error (ignored): interrupted by the user"],"id":1,"type":101}"#,
+                false,
             ),
             ("error: interrupted by the user", false),
             ("error (ignored): error: cannot close a connection", false),

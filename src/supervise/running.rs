@@ -248,16 +248,20 @@ impl Running {
         self.stopping.map_or(lost, |stopping| Some(stopping.next))
     }
 
-    /// Ends it if it has lost a signal, and waits since; whether it has done so.
+    /// Ends it if it has lost a signal, and waits since; whether it has done so. One that has builders waits for those, of which one may have
+    /// printed the same words.
     pub(super) fn end_if_lost(&mut self) -> bool {
         let now = Instant::now();
-        let waits =
-            self.stopping.is_none() && self.lost_interrupt.due().is_some_and(|due| due <= now);
-        if waits {
-            self.is_lost = true;
-            let _ = kill(self.pid, Signal::SIGKILL);
+        if self.stopping.is_some() || self.lost_interrupt.due().is_none_or(|due| due > now) {
+            return false;
         }
-        waits
+        if builders_of(self.pid).is_some_and(|builders| !builders.is_empty()) {
+            self.lost_interrupt.goes_on(now);
+            return false;
+        }
+        self.is_lost = true;
+        let _ = kill(self.pid, Signal::SIGKILL);
+        true
     }
 
     /// Sends the next signal, if that is due.
@@ -352,10 +356,19 @@ impl Drop for Running {
 /// groups of their own; when they are gone, it ends. Gives whether it may have any: without `/proc` (macOS) this does nothing, and
 /// it may.
 fn kill_builders_of(pid: Pid) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+    let Some(builders) = builders_of(pid) else {
         return true;
     };
-    let mut any = false;
+    for builder in &builders {
+        let _ = killpg(*builder, Signal::SIGKILL);
+    }
+    !builders.is_empty()
+}
+
+/// The children of `pid` that lead process groups of their own, as the builders of a Nix do; none where that is not known.
+fn builders_of(pid: Pid) -> Option<Vec<Pid>> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let mut builders = Vec::new();
     for thread in threads.flatten() {
         let children = std::fs::read_to_string(thread.path().join("children"));
         for child in children.unwrap_or_default().split_whitespace() {
@@ -364,12 +377,11 @@ fn kill_builders_of(pid: Pid) -> bool {
             };
             // Never our own group, which is Nix's as well.
             if getpgid(Some(child)) == Ok(child) {
-                any = true;
-                let _ = killpg(child, Signal::SIGKILL);
+                builders.push(child);
             }
         }
     }
-    any
+    Some(builders)
 }
 
 /// Starts a program as a child, whose output we read where it does not go into a file.
