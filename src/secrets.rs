@@ -87,11 +87,20 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
 /// cut in its password, nothing would be recognised.
 #[must_use]
 pub fn shortened(text: &str, at_most: usize) -> String {
-    let text = redacted(text);
-    match text.char_indices().nth(at_most) {
-        Some(_) => text.chars().take(at_most - 1).chain(['…']).collect(),
-        None => text.into_owned(),
+    // A builder's line may have a megabyte, which is not searched for a thousand characters. In the end of a window, a secret may be cut.
+    let window = window(text, 4 * at_most + 2 * AT_MOST);
+    let shown = redacted(window);
+    let certain = if window.len() < text.len() {
+        shown.chars().count().saturating_sub(AT_MOST)
+    } else {
+        usize::MAX
+    };
+    let is_cut = window.len() < text.len() || shown.char_indices().nth(at_most).is_some();
+    if is_cut {
+        let kept = certain.min(at_most - 1);
+        return shown.chars().take(kept).chain(['…']).collect();
     }
+    shown.into_owned()
 }
 
 /// As [`redacted`], of a text without colours. What stands beside a secret may be a part of a longer one, which is seen only without it.
@@ -339,11 +348,14 @@ fn decoded(text: &str) -> Option<Decoded> {
 
 /// What follows this place, as far as it is looked at.
 fn after(text: &str, begin: usize) -> &str {
-    let rest = &text[begin..];
-    let end = (0..=AT_MOST.min(rest.len()))
-        .rev()
-        .find(|end| rest.is_char_boundary(*end));
-    &rest[..end.unwrap_or(0)]
+    window(&text[begin..], AT_MOST)
+}
+
+/// The beginning of a text, of so many bytes at most.
+fn window(text: &str, at_most: usize) -> &str {
+    let mut ends = (0..=at_most.min(text.len())).rev();
+    let end = ends.find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 /// What precedes this place, as far as it is looked at.
@@ -632,7 +644,11 @@ fn find_in_headers(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
 
 /// Flags of a command: `--token=…`.
 fn find_in_flags(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
+    let mut end = 0;
     for (at, _) in text.match_indices('=') {
+        if at < end {
+            continue;
+        }
         let is_name = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
         let until = before(text, at);
         let flag = &until[until.trim_end_matches(is_name).len()..];
@@ -647,7 +663,8 @@ fn find_in_flags(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
                 .is_some_and(|(_, value)| !value.trim_matches('=').is_empty())
         });
         if is_secret_value(name, value) && !is_list {
-            add(begin..begin + value.len(), SecretHome::Environment);
+            end = begin + value.len();
+            add(begin..end, SecretHome::Environment);
         }
     }
 }
@@ -663,6 +680,9 @@ fn value_in_command(text: &str, at: usize) -> (usize, &str) {
 
 /// The password that curl is given: `curl -u user:…`. To other programs, the same flag is a user and a group.
 fn find_in_curl(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
+    if !text.contains("curl") {
+        return;
+    }
     for flag in ["-u", "--user", "-U", "--proxy-user"] {
         for (at, _) in text.match_indices(flag) {
             let until = before(text, at);
@@ -699,7 +719,11 @@ const LOOKED_AT: usize = 256;
 
 /// Variables that are set in a command or a file (`GITHUB_TOKEN=…`), where the value looks like no word.
 fn find_in_assignments(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
+    let mut end = 0;
     for (at, _) in text.match_indices('=') {
+        if at < end {
+            continue;
+        }
         let is_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         let until = before(text, at);
         let name = &until[until.trim_end_matches(is_name).len()..];
@@ -712,7 +736,8 @@ fn find_in_assignments(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome
             && letters().any(|byte| byte.is_ascii_digit())
             && letters().any(|byte| byte.is_ascii_alphabetic());
         if looks_random && is_literal(value) && !stands_for_another(value) {
-            add(begin..begin + value.len(), SecretHome::Environment);
+            end = begin + value.len();
+            add(begin..end, SecretHome::Environment);
         }
     }
 }
@@ -843,6 +868,25 @@ mod tests {
             let text = shortened("at https://user:hunter2hunter2@host/x now", at_most);
             assert!(!text.contains("hunter2"), "{text}");
             assert!(text.chars().count() <= at_most);
+        }
+    }
+
+    #[test]
+    fn where_a_long_text_is_cut_before_it_is_searched_no_half_of_a_secret_is_shown() {
+        let hidden = format!("?token={} ", "a1".repeat(1000));
+        for count in 1..5 {
+            for padding in (0..2100).step_by(7) {
+                let text = [
+                    &hidden.repeat(count),
+                    &"x".repeat(padding),
+                    " https://user:hunter2hunter2@host/x ",
+                    &"y".repeat(9000),
+                ]
+                .concat();
+                let shown = shortened(&text, 1000);
+                assert!(!shown.contains("unter2"), "{count} {padding}: {shown}");
+                assert!(shown.ends_with('…') && shown.chars().count() <= 1000);
+            }
         }
     }
 

@@ -1154,6 +1154,26 @@ fn a_file_that_is_fetched_and_does_not_exist_is_an_evaluation_error_of_its_attri
     }
 }
 
+#[test]
+fn a_store_path_that_an_expression_names_and_that_does_not_exist_is_65_in_a_step_as_in_a_recording()
+{
+    let Some(store) = Store::new() else { return };
+    let path = format!(
+        "{}/0123456789abcdfghijklmnpqrsvwxyz-x",
+        store.folder().display()
+    );
+    store.targets(&format!(
+        "{{ good = file \"good\"; read = file (builtins.readFile \"{path}\"); import = file (import {path}); copy = file \"${{builtins.path {{ path = {path}; }}}}\"; }}"
+    ));
+    let ended = store.eval_once(["pipeline", "--dry-run"]).run();
+    let pipeline = Pipeline::of(ended.exits(0));
+    assert_eq!(pipeline.broken().len(), 3, "{ended}");
+    for attribute in ["read", "import", "copy"] {
+        let ended = step(&store, attribute).run();
+        ended.fails(65, "evaluation");
+    }
+}
+
 // ---- refusals
 
 #[test]

@@ -54,7 +54,11 @@ impl NetrcReader {
         while let Some(range) = token(line, at) {
             at = range.end;
             let token = &line[range.clone()];
-            let word = last_word(token).to_ascii_lowercase();
+            // At the begin of a line, the mark of a diff.
+            let before = &line[..range.start];
+            let is_first = before.is_empty() || before.ends_with("> ");
+            let unmarked = token.strip_prefix('-').filter(|_| is_first);
+            let word = last_word(unmarked.unwrap_or(token)).to_ascii_lowercase();
             let is_word = matches!(self.next, Awaited::Begin | Awaited::Login | Awaited::Word);
             match (word.as_str(), self.next) {
                 (begin @ ("machine" | "default"), _) if is_word => {
@@ -301,6 +305,9 @@ mod tests {
             "netrc:machine h\nnetrc: login u\nnetrc: password PW",
             "12:00:01 machine h\n12:00:02 password PW",
             "+machine h\n+login u\n+password PW",
+            "-machine h\n-login u\n-password PW",
+            "-machine h login u password PW",
+            "error: builder failed\n   > -machine h\n   > -password PW",
             "trace: file: machine h\ntrace: login u\ntrace: password PW",
             "evaluation warning: machine h\n login u\n password PW",
             "error: builder failed\n   > machine h\n   > password PW",
@@ -344,6 +351,8 @@ mod tests {
             "this machine asks for a password twice",
             "./vm --machine q35 --password prompt",
             "./vm -machine q35 --login u --password prompt",
+            "./vm \\\n  -machine q35 \\\n  -password prompt",
+            "--machine h login u password x",
             "the default password",
         ] {
             assert_eq!(shown(text), text);

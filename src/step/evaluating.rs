@@ -31,6 +31,8 @@ pub(super) struct Evaluating<'e> {
     roots: Option<Roots>,
     /// How many evaluations were disturbed so far, or gave a `.drv` that was gone again.
     disturbed: u32,
+    /// What the last ones lacked, and how many in a row.
+    lacked: Option<(StorePath, u32)>,
     /// An evaluation has failed in a way that may not happen again.
     doubted: bool,
 }
@@ -39,6 +41,9 @@ pub(super) struct Evaluating<'e> {
 enum NoDrv {
     /// The collector disturbed it, or the daemon died meanwhile.
     Disturbed,
+    /// It lacked this path, which no evaluation writes: where that is so each time, the expression names a path that does not exist, and this
+    /// is its failure. (Nix 2.8 does not show that in its message.)
+    Lacked(StorePath, Failure),
     /// It failed in a way that may not happen again: it is repeated once before the failure is believed.
     Doubtful(Failure),
     /// It failed.
@@ -65,6 +70,7 @@ impl<'e> Evaluating<'e> {
             evaluation,
             roots,
             disturbed: 0,
+            lacked: None,
             doubted: false,
         }
     }
@@ -97,6 +103,15 @@ impl<'e> Evaluating<'e> {
             match evaluated {
                 Ok(drv) => return Ok(Some(drv)),
                 Err(NoDrv::Disturbed) => self.disturbed += 1,
+                Err(NoDrv::Lacked(path, failure)) => {
+                    self.disturbed += 1;
+                    let before = self.lacked.take().filter(|(last, _)| *last == path);
+                    let times = before.map_or(1, |(_, times)| times + 1);
+                    if times == ATTEMPTS {
+                        return Err(failure);
+                    }
+                    self.lacked = Some((path, times));
+                }
                 Err(NoDrv::Doubtful(failure)) if !self.doubted => {
                     self.doubted = true;
                     step.log
@@ -262,11 +277,23 @@ fn run(
     }
     if matches!(class, Class::Evaluation | Class::Infrastructure) && output.root_cause().is_none() {
         match output.disturbance(finished.ending) {
-            // It may never have been there at all; then an evaluation that is repeated three times changes nothing.
-            Some(Disturbance::Gone(path))
-                if !throws && is_disturbed(step, &path, output.is_of_named_path())? =>
-            {
-                return Err(NoDrv::Disturbed);
+            Some(Disturbance::Gone(path)) if !throws => {
+                match why_missing(step, &path, output.is_of_named_path())? {
+                    WhyMissing::Registered => return Err(NoDrv::Disturbed),
+                    // A `.drv` is written anew, and a flake's source fetched: the collector may take it each time.
+                    WhyMissing::Taken
+                        if phase == Phase::Fetching
+                            || suspicion.locked.is_some()
+                            || DrvPath::parse(path.as_str()).is_ok() =>
+                    {
+                        return Err(NoDrv::Disturbed);
+                    }
+                    WhyMissing::Taken => {
+                        let failure = failure_of(step, evaluation, line, class, &finished, &output);
+                        return Err(NoDrv::Lacked(path, failure));
+                    }
+                    WhyMissing::Named => step.store.check_answers(step.supervisor)?,
+                }
             }
             Some(Disturbance::Daemon) if class == Class::Infrastructure => {
                 step.store.check_answers(step.supervisor)?;
@@ -290,22 +317,35 @@ fn run(
     })
 }
 
-/// Whether an evaluation that failed because `path` was missing was disturbed: the collector has taken it, or it was registered before
-/// we asked. (Whatever an expression says of a path that is there, it does not fail because of it.) No evaluation makes a path that does
-/// not exist and that the expression itself `names` (`storePath`).
-fn is_disturbed(step: &mut StepRun<'_>, path: &StorePath, names: bool) -> Result<bool, Failure> {
+/// Why an evaluation has missed a path.
+enum WhyMissing {
+    /// It was registered before we asked. (Whatever an expression says of a path that is there, it does not fail because of it.)
+    Registered,
+    /// The collector has taken it, as far as one evaluation shows.
+    Taken,
+    /// The expression itself names it (`storePath`), and it does not exist: no evaluation makes it.
+    Named,
+}
+
+/// Why an evaluation has missed `path`; `names`: as far as Nix says, the expression itself does.
+fn why_missing(
+    step: &mut StepRun<'_>,
+    path: &StorePath,
+    names: bool,
+) -> Result<WhyMissing, Failure> {
     if step.is_valid(path)? {
         step.log.say(format_args!(
             "{path} was missing during the evaluation, and is valid now"
         ));
-        return Ok(true);
+        return Ok(WhyMissing::Registered);
     }
-    if !names {
-        step.log.say(format_args!(
-            "{path} is not valid: the garbage collector disturbed the evaluation"
-        ));
+    if names {
+        return Ok(WhyMissing::Named);
     }
-    Ok(!names)
+    step.log.say(format_args!(
+        "{path} is not valid: the garbage collector disturbed the evaluation"
+    ));
+    Ok(WhyMissing::Taken)
 }
 
 /// The failure of an evaluation that is of `class`.
