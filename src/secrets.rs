@@ -90,15 +90,11 @@ pub fn shortened(text: &str, at_most: usize) -> String {
     // A builder's line may have a megabyte, which is not searched for a thousand characters. In the end of a window, a secret may be cut.
     let window = window(text, 4 * at_most + 2 * AT_MOST);
     let shown = redacted(window);
-    let certain = if window.len() < text.len() {
-        shown.chars().count().saturating_sub(AT_MOST)
-    } else {
-        usize::MAX
-    };
-    let is_cut = window.len() < text.len() || shown.char_indices().nth(at_most).is_some();
-    if is_cut {
-        let kept = certain.min(at_most - 1);
-        return shown.chars().take(kept).chain(['…']).collect();
+    let is_window = window.len() < text.len();
+    let uncertain = if is_window { AT_MOST } else { 0 };
+    if is_window || shown.char_indices().nth(at_most).is_some() {
+        let certain = self::window(&shown, shown.len().saturating_sub(uncertain));
+        return certain.chars().take(at_most - 1).chain(['…']).collect();
     }
     shown.into_owned()
 }
@@ -864,6 +860,7 @@ mod tests {
     fn shortened_text_has_at_most_so_many_characters_and_no_half_of_a_secret() {
         assert_eq!(shortened("äöü", 3), "äöü");
         assert_eq!(shortened("äöüß", 3), "äö…");
+        assert_eq!(shortened(&"検".repeat(6000), 3), "検検…");
         for at_most in 10..40 {
             let text = shortened("at https://user:hunter2hunter2@host/x now", at_most);
             assert!(!text.contains("hunter2"), "{text}");

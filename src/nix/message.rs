@@ -130,8 +130,8 @@ pub struct MessageLines {
     body: String,
     /// More of the body is not kept.
     is_full: bool,
-    /// The line before was blank.
-    after_blank: bool,
+    /// The line before was blank; or a place of a frame, which has no lines of an expression behind it where its file is gone.
+    after_frame: bool,
 }
 
 /// The part of a message that the next line belongs to.
@@ -167,7 +167,7 @@ impl MessageLines {
         } else if !continues(line) || line.starts_with(TRACE_NOTE) {
             self.end();
         } else if self.part == MessagePart::Frames
-            && self.after_blank
+            && self.after_frame
             && let Some(first) = indented_error(line)
         {
             self.part = MessagePart::Body;
@@ -192,7 +192,7 @@ impl MessageLines {
             }
             self.push(line);
         }
-        self.after_blank = is_blank;
+        self.after_frame = is_blank || line.starts_with(INDENT) && split_place(line).is_some();
     }
 
     /// Notes that the last line goes on, and that its rest is not known.
@@ -341,6 +341,16 @@ fn split_place(line: &str) -> Option<&str> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn frames_of_which_no_lines_can_be_shown_are_no_part_of_the_message() {
+        let message = Message::last(
+            "error:\n       … while evaluating the 'name' attribute of a derivation\n\n       … while calling the 'import' builtin\n         at /s/x-pinned/default.nix:1:35:\n       error: path '/s/x-pinned/late.nix' does not exist\n",
+        );
+        let message = message.unwrap();
+        assert_eq!(message.text, "path '/s/x-pinned/late.nix' does not exist");
+        assert_eq!(message.frames.len(), 2);
+    }
 
     /// How a Nix prints a message: 2.8, and 2.26 or later with the frame of a `throw`.
     fn printed(text: &str) -> [String; 2] {

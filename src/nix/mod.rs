@@ -36,7 +36,7 @@ pub use flake::{FlakeMetadata, LockedFlake, flake_settings};
 pub use hidden::without_secrets;
 pub use message::Message;
 pub use noise::NoiseFilter;
-pub use output::{Disturbance, NixOutput};
+pub use output::{Disturbance, LackedFile, NixOutput};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};
 pub use store_url::StoreUrl;
 pub use trouble::{BUILD_USERS, OF_THIS_HOST, Trouble};

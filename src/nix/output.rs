@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::mem::discriminant;
+use std::path::{Path, PathBuf};
 
 use super::fault::{
     Cause, Fault, NO_MACHINE, cause_of_builder, drv_of, fault, fault_of_machine, is_time_alone,
@@ -160,6 +161,21 @@ pub enum Disturbance {
     Aborted,
     /// Something that a derivation needs could not be had, and nothing failed to build: a source is missing, of which Nix says nothing.
     Unnamed,
+}
+
+/// What an evaluation lacked that is no store path as a whole. What Nix has fetched or copied before has no root, and a collection may take it
+/// while the evaluation reads it (`fetchTarball` and `builtins.path` with a `sha256`).
+#[derive(Debug, PartialEq, Eq)]
+pub enum LackedFile {
+    /// A file in a store path.
+    In {
+        /// The store path.
+        path: StorePath,
+        /// The whole path of the file.
+        file: PathBuf,
+    },
+    /// A store path of which Nix (2.34) leaves out the folder: this one has another.
+    Named(StorePath),
 }
 
 impl NixOutput {
@@ -695,24 +711,23 @@ impl NixOutput {
             let is_all = self.nothing_failed() && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
-        let (_, rest) = error.split_once(['\'', '"'])?;
-        let (path, after) = rest.split_once(['\'', '"'])?;
-        let gone = after.starts_with(" is not valid")
-            || after.starts_with(" does not exist")
-            || after.starts_with(": No such file or directory")
-            // 2.34, about a path that a store file is to refer to.
-            || after.starts_with(" is required, but there is no substituter")
-            || error.starts_with("cannot build missing derivation")
-            || error.starts_with("failed to obtain derivation of");
-        // From 2.26 on, one in a private store is shown behind a slash of its own.
-        let path = path
-            .strip_prefix('/')
-            .filter(|it| it.starts_with('/'))
-            .unwrap_or(path);
-        StorePath::parse(path)
-            .ok()
-            .filter(|_| gone)
-            .map(Disturbance::Gone)
+        StorePath::parse(lacked(error)?).ok().map(Disturbance::Gone)
+    }
+
+    /// The file in the store that an evaluation lacked, where its last message says that of one that is no store path as a whole.
+    #[must_use]
+    pub fn lacked_file(&self) -> Option<LackedFile> {
+        let path = lacked(self.error.as_deref()?).filter(|_| !self.may_be_imitated())?;
+        if !path.contains('/') {
+            let named = StorePath::parse(&format!("/store/{path}"));
+            return named.ok().map(LackedFile::Named);
+        }
+        let mut above = Path::new(path).ancestors().skip(1);
+        let path_of = |above: &Path| StorePath::parse(above.to_str()?).ok();
+        above.find_map(path_of).map(|store_path| LackedFile::In {
+            path: store_path,
+            file: path.into(),
+        })
     }
 
     /// Whether the assertion that did not hold is that a `.drv` is valid, which Nix has just seen or substituted
@@ -732,6 +747,32 @@ impl NixOutput {
             .as_deref()
             .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
     }
+}
+
+/// The path of which a message says that it is missing.
+fn lacked(error: &str) -> Option<&str> {
+    // 2.26 quotes no folder.
+    let unquoted = error
+        .strip_prefix("reading directory ")
+        .filter(|rest| rest.starts_with('/'))
+        .and_then(|rest| rest.split_once(": No such file or directory"));
+    let path = if let Some((path, _)) = unquoted {
+        path
+    } else {
+        let (_, rest) = error.split_once(['\'', '"'])?;
+        let (path, after) = rest.split_once(['\'', '"'])?;
+        let is_lacked = after.starts_with(" is not valid")
+            || after.starts_with(" does not exist")
+            || after.starts_with(": No such file or directory")
+            // 2.34, about a path that a store file is to refer to.
+            || after.starts_with(" is required, but there is no substituter")
+            || error.starts_with("cannot build missing derivation")
+            || error.starts_with("failed to obtain derivation of");
+        is_lacked.then_some(path)?
+    };
+    // From 2.26 on, one in a private store is shown behind a slash of its own.
+    let bare = path.strip_prefix('/').filter(|it| it.starts_with('/'));
+    Some(bare.unwrap_or(path))
 }
 
 /// Whether a message says only that something failed that is needed.
@@ -800,6 +841,42 @@ mod tests {
             "@nix {}\n",
             serde_json::json!({ "action": "msg", "level": 0, "msg": text })
         )
+    }
+
+    #[test]
+    fn a_file_that_an_evaluation_lacked_is_one_of_a_store_path() {
+        let lacked =
+            |message: &str| NixOutput::of(format!("error: {message}").as_bytes()).lacked_file();
+        let base = "0123456789abcdfghijklmnpqrsvwxyz-x";
+        let path = StorePath::parse(&format!("/s/{base}")).unwrap();
+        let below = || LackedFile::In {
+            path: path.clone(),
+            file: format!("/s/{base}/sub/a.nix").into(),
+        };
+        for words in [
+            "getting status of 'PATH': No such file or directory",
+            "opening file 'PATH': No such file or directory",
+            "opening directory 'PATH': No such file or directory",
+            "path 'PATH' does not exist",
+            "path '/PATH' does not exist",
+            "reading directory PATH: No such file or directory",
+        ] {
+            let message = words.replace("PATH", &format!("/s/{base}/sub/a.nix"));
+            assert_eq!(lacked(&message), Some(below()), "{message}");
+        }
+        let named = StorePath::parse(&format!("/store/{base}")).unwrap();
+        assert_eq!(
+            lacked(&format!("path '{base}' is not valid")),
+            Some(LackedFile::Named(named))
+        );
+        for other in [
+            format!("path '/s/{base}' is not valid"),
+            "getting status of '/home/x/a.nix': No such file or directory".to_owned(),
+            "attribute 'x' missing".to_owned(),
+            "path 'x' is not valid".to_owned(),
+        ] {
+            assert_eq!(lacked(&other), None, "{other}");
+        }
     }
 
     #[test]

@@ -114,6 +114,13 @@ impl StorePath {
         &self.path[self.base + 33..]
     }
 
+    /// Whether an evaluation may have made this path, and makes it anew the next time: a `.drv`, or a copy of what Nix fetches, which it calls
+    /// `source`. The collector may take it each time.
+    #[must_use]
+    pub fn may_come_anew(&self) -> bool {
+        self.name() == "source" || self.as_path().extension() == Some("drv".as_ref())
+    }
+
     /// The store's folder (`/nix/store` on most hosts).
     #[must_use]
     pub fn store(&self) -> &Path {

@@ -325,7 +325,13 @@ fn is_not_downloaded(error: &str) -> bool {
         return false;
     }
     let (_, why) = error.split_once('\'').unwrap_or_default();
-    let later = ["HTTP error 408", "HTTP error 429", "rate limit"];
+    // 407 is the proxy's, of this host.
+    let later = [
+        "HTTP error 407",
+        "HTTP error 408",
+        "HTTP error 429",
+        "rate limit",
+    ];
     let never = [
         "HTTP error 4",
         "Unsupported protocol",
@@ -461,6 +467,7 @@ mod tests {
             ),
             ("HTTP error 404 ('Not Found')", false),
             ("HTTP error 401", false),
+            ("HTTP error 407", true),
             ("Unsupported protocol (1)", false),
             ("Couldn't read a file:// file (37)", false),
             ("Could not read a file:// file (37)", false),

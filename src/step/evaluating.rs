@@ -14,7 +14,7 @@ use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, LockedFlake, NixOutput, Phase, StorePath, class,
+    Disturbance, DrvPath, Evaluation, LackedFile, LockedFlake, NixOutput, Phase, StorePath, class,
 };
 use crate::secrets::shortened;
 use crate::state::{Roots, StateFolder};
@@ -266,7 +266,8 @@ fn run(
     let mut doubtful = class::is_worth_another_try(class);
     let mut throws = false;
     let is_suspect = class == Class::Infrastructure && output.trouble(false).is_some()
-        || class == Class::Evaluation && output.disturbance(finished.ending).is_some();
+        || class == Class::Evaluation
+            && (output.disturbance(finished.ending).is_some() || output.lacked_file().is_some());
     if is_suspect
         && suspicion.ask_throws
         && step
@@ -276,24 +277,11 @@ fn run(
         (class, doubtful, throws) = (Class::Evaluation, false, true);
     }
     if matches!(class, Class::Evaluation | Class::Infrastructure) && output.root_cause().is_none() {
+        let mut missing = None;
         match output.disturbance(finished.ending) {
             Some(Disturbance::Gone(path)) if !throws => {
-                match why_missing(step, &path, output.is_of_named_path())? {
-                    WhyMissing::Registered => return Err(NoDrv::Disturbed),
-                    // A `.drv` is written anew, and a flake's source fetched: the collector may take it each time.
-                    WhyMissing::Taken
-                        if phase == Phase::Fetching
-                            || suspicion.locked.is_some()
-                            || DrvPath::parse(path.as_str()).is_ok() =>
-                    {
-                        return Err(NoDrv::Disturbed);
-                    }
-                    WhyMissing::Taken => {
-                        let failure = failure_of(step, evaluation, line, class, &finished, &output);
-                        return Err(NoDrv::Lacked(path, failure));
-                    }
-                    WhyMissing::Named => step.store.check_answers(step.supervisor)?,
-                }
+                let why = why_missing(step, &path, output.is_of_named_path())?;
+                missing = Some((path, why));
             }
             Some(Disturbance::Daemon) if class == Class::Infrastructure => {
                 step.store.check_answers(step.supervisor)?;
@@ -305,6 +293,15 @@ fn run(
                     .say("a .drv that is needed was lost: the garbage collector disturbed the evaluation");
                 return Err(NoDrv::Disturbed);
             }
+            None if !throws => missing = why_file_missing(step, &output)?,
+            _ => {}
+        }
+        match missing {
+            Some((path, WhyMissing::Taken)) if !path.may_come_anew() => {
+                let failure = failure_of(step, evaluation, line, class, &finished, &output);
+                return Err(NoDrv::Lacked(path, failure));
+            }
+            Some((_, WhyMissing::Registered | WhyMissing::Taken)) => return Err(NoDrv::Disturbed),
             // An expression is not to blame where the store is dead.
             _ => step.store.check_answers(step.supervisor)?,
         }
@@ -346,6 +343,41 @@ fn why_missing(
         "{path} is not valid: the garbage collector disturbed the evaluation"
     ));
     Ok(WhyMissing::Taken)
+}
+
+/// The store path that an evaluation has missed, or missed a file of, and why; none where the file is not in it, which is the expression's own
+/// fault.
+fn why_file_missing(
+    step: &mut StepRun<'_>,
+    output: &NixOutput,
+) -> Result<Option<(StorePath, WhyMissing)>, Failure> {
+    Ok(match output.lacked_file() {
+        None => None,
+        Some(LackedFile::Named(path)) => {
+            step.log.say(format_args!(
+                "{}-{} is not valid: the garbage collector disturbed the evaluation",
+                path.hash(),
+                path.name()
+            ));
+            Some((path, WhyMissing::Taken))
+        }
+        Some(LackedFile::In { path, file }) => {
+            if !step.is_valid(&path)? {
+                step.log.say(format_args!(
+                    "{path} is not valid: the garbage collector disturbed the evaluation"
+                ));
+                Some((path, WhyMissing::Taken))
+            } else if file.symlink_metadata().is_ok() {
+                step.log.say(format_args!(
+                    "{} was missing during the evaluation, and is there now",
+                    file.display()
+                ));
+                Some((path, WhyMissing::Registered))
+            } else {
+                None
+            }
+        }
+    })
 }
 
 /// The failure of an evaluation that is of `class`.

@@ -20,7 +20,7 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::message::in_one_line;
 use crate::nix::{
-    Argument, Disturbance, DrvPath, Evaluation, NixOutput, Phase, Source, StorePath, class,
+    Argument, Disturbance, Evaluation, LackedFile, NixOutput, Phase, Source, StorePath, class,
 };
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 
@@ -72,6 +72,8 @@ pub(super) enum Question<'a> {
     Answers,
     /// Is this path valid?
     IsValid(&'a StorePath),
+    /// Is this file in the store there?
+    Exists(&'a Path),
 }
 
 /// A task that failed, or whose worker died.
@@ -183,7 +185,9 @@ impl<'a> Diagnosis<'a> {
         };
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_own = nix_output.is_expressions_own();
-        let is_doubtful_cause = nix_output.disturbance(*ending).is_some() && !is_own;
+        let is_lack =
+            nix_output.disturbance(*ending).is_some() || nix_output.lacked_file().is_some();
+        let is_doubtful_cause = is_lack && !is_own;
         if class != Class::Evaluation || is_doubtful_cause || *at == AttrIndex::default() {
             // An expression is not to blame where the store is dead. The other messages, which may be many, are certain.
             ask(Question::Answers)?;
@@ -262,7 +266,27 @@ impl<'a> Diagnosis<'a> {
         } = failed;
         let gone;
         let by = match nix_output.disturbance(*ending) {
-            None | Some(Disturbance::Unnamed) => return Ok(None),
+            None => match nix_output.lacked_file() {
+                None => return Ok(None),
+                Some(LackedFile::Named(path)) => {
+                    if self.is_named(at, &path) {
+                        return Ok(None);
+                    }
+                    DisturbedBy::Collector
+                }
+                Some(LackedFile::In { path, file }) => {
+                    gone = path;
+                    let is_valid = ask(Question::IsValid(&gone))?;
+                    if is_valid && ask(Question::Exists(&file))? {
+                        DisturbedBy::Registration(&gone)
+                    } else if is_valid || self.is_named(at, &gone) {
+                        return Ok(None);
+                    } else {
+                        DisturbedBy::Collector
+                    }
+                }
+            },
+            Some(Disturbance::Unnamed) => return Ok(None),
             Some(Disturbance::Aborted) => DisturbedBy::Collector,
             Some(Disturbance::Daemon) => DisturbedBy::Daemon(message),
             Some(Disturbance::Gone(path)) => {
@@ -290,10 +314,10 @@ impl<'a> Diagnosis<'a> {
         Ok(Some(verdict))
     }
 
-    /// Whether the same path was missing each time the attribute was evaluated, and is not one that an evaluation writes: then the
+    /// Whether the same path was missing each time the attribute was evaluated, and is not one that may come anew: then the
     /// expression names it, and the collector did not remove it. (Nix 2.8 does not show that in its message.)
     fn is_named(&mut self, at: &AttrIndex, path: &StorePath) -> bool {
-        if *at == AttrIndex::default() || DrvPath::parse(path.as_str()).is_ok() {
+        if *at == AttrIndex::default() || path.may_come_anew() {
             return false;
         }
         let (missed, times) = self
@@ -700,7 +724,7 @@ mod tests {
         let end = (Ending::Exited(1), &*printed);
         let valid = |question: Question<'_>| match question {
             Question::IsValid(path) => Ok(path.as_str() == PATH),
-            Question::Answers => Ok(true),
+            Question::Answers | Question::Exists(_) => Ok(true),
         };
         let mut verdict = |again| judge(&mut diagnosis, attr(), again, end, valid);
         for time in 1..ATTEMPTS {
@@ -709,6 +733,26 @@ mod tests {
         let expected = format!("Infrastructure: {PATH} was missing during the evaluation of web");
         let last = verdict(true);
         assert!(last.starts_with(&expected), "{last}");
+    }
+
+    #[test]
+    fn a_file_that_is_missing_in_a_store_path_is_the_expressions_fault_where_that_is_there() {
+        let root = root();
+        let printed = format!("error: path '{PATH}/sub/a.nix' does not exist\n");
+        let end = (Ending::Exited(1), &*printed);
+        let judged = |valid: bool, exists: bool| {
+            let mut diagnosis = diagnosis(&root);
+            judge(&mut diagnosis, attr(), false, end, |question| {
+                Ok(match question {
+                    Question::Answers => true,
+                    Question::IsValid(_) => valid,
+                    Question::Exists(_) => exists,
+                })
+            })
+        };
+        assert!(judged(false, false).starts_with("repeat: the garbage collector"));
+        assert!(judged(true, true).starts_with(&format!("repeat: {PATH} was missing")));
+        assert!(judged(true, false).starts_with("error: path "));
     }
 
     #[test]
