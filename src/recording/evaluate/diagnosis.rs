@@ -185,9 +185,7 @@ impl<'a> Diagnosis<'a> {
         };
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_own = nix_output.is_expressions_own();
-        let is_lack =
-            nix_output.disturbance(*ending).is_some() || nix_output.lacked_file().is_some();
-        let is_doubtful_cause = is_lack && !is_own;
+        let is_doubtful_cause = nix_output.disturbance(*ending).is_some() && !is_own;
         if class != Class::Evaluation || is_doubtful_cause || *at == AttrIndex::default() {
             // An expression is not to blame where the store is dead. The other messages, which may be many, are certain.
             ask(Question::Answers)?;

@@ -16,7 +16,8 @@ use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::{
-    AttrPath, DrvPath, LockedFlake, NixOutput, NoiseFilter, Phase, Source, class, command,
+    AttrPath, DrvPath, LackedFile, LockedFlake, NixOutput, NoiseFilter, Phase, Source, class,
+    command,
 };
 use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
 use crate::secrets::redacted;
@@ -136,7 +137,11 @@ fn read(
                 .whole_message()
                 .unwrap_or_else(|| without_escapes(&printed).trim().to_owned());
             // It catches what an attribute throws, as one that ends.
-            let is_disturbed = nix_output.disturbance(Ending::Exited(1)).is_some();
+            let is_disturbed = nix_output.disturbance(Ending::Exited(1)).is_some()
+                || nix_output.lacked_file().is_some_and(|lacked| match lacked {
+                    LackedFile::In { path, .. } => path.as_path().symlink_metadata().is_err(),
+                    LackedFile::Named(_) => true,
+                });
             if nix_output.trouble(false).is_some() || is_disturbed && !was_repeated {
                 let what = format!("{attr} was not evaluated");
                 return Err(class::infrastructure_failure(what, &nix_output, &message));
@@ -202,6 +207,22 @@ mod tests {
         let evaluated = read(line().to_string().as_bytes(), &request(), true).unwrap();
         assert_eq!(evaluated.targets.len(), 1);
         assert_eq!(evaluated.targets[0].attr.to_string(), "p.a");
+    }
+
+    #[test]
+    fn a_file_that_is_missing_in_a_store_path_may_be_the_collectors_doing_where_that_is_missing_too()
+     {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0123456789abcdfghijklmnpqrsvwxyz-x");
+        let error = format!("error: path '{}/a.nix' does not exist\n", path.display());
+        let line = json!({ "attrPath": ["b"], "error": error }).to_string();
+        let errors = |was_repeated| {
+            read(line.as_bytes(), &request(), was_repeated).map(|it| it.errors.len())
+        };
+        assert_eq!(errors(false).unwrap_err().class, Class::Infrastructure);
+        assert_eq!(errors(true).unwrap(), 1);
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(errors(false).unwrap(), 1);
     }
 
     proptest! {
