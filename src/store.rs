@@ -54,6 +54,9 @@ const ASKED_AT_ONCE: usize = 2;
 /// What to do about a garbage collector that disturbs.
 pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while no job runs; from Nix 2.35 on it leaves alone what is in use";
 
+/// What to do about a `.drv` that is valid each time it was missing.
+pub const LOST_DRV_HINT: &str = "where its file does not exist, write it anew with `nix-instantiate --repair FILE -A ATTR` on this host (a collection may have taken it while it was written, and `nix-store --verify` does not mend a .drv); else retry while no garbage collector runs";
+
 /// The store that Nix uses here, and the settings with which it is asked.
 #[derive(Debug)]
 pub struct Store {

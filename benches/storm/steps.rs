@@ -2,9 +2,13 @@
 //! the failure that is really its own. The bare command is run in the same minutes.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -130,6 +134,8 @@ struct Scene {
     fails: Target,
     /// Names the folders of steps.
     folders: AtomicU64,
+    /// The `.drv`s of which Nix had lost the file.
+    lost: Mutex<BTreeSet<String>>,
 }
 
 impl Scene {
@@ -156,6 +162,7 @@ impl Scene {
             targets,
             place,
             folders: AtomicU64::new(0),
+            lost: Mutex::default(),
         }
     }
 
@@ -292,6 +299,9 @@ fn ours(stage: &Stage, scene: &Scene, round: &Round, row: &str, seed: u64) {
     let tally = stage.tally;
     for (number, kind, ended) in ended {
         tally.tried(row);
+        if mend(stage, scene, kind, &ended, seed) {
+            continue;
+        }
         let link = folder.join(format!("result{number}"));
         match judge(scene, kind, &link, &invalid, &ended) {
             Ok(column) => tally.count(row, column),
@@ -302,6 +312,33 @@ fn ours(stage: &Stage, scene: &Scene, round: &Round, row: &str, seed: u64) {
         }
     }
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// Does what a step's hint says where a `.drv` is valid and has no file, as Nix leaves one beside its collector, and nothing else brings it back;
+/// whether that was so.
+fn mend(stage: &Stage, scene: &Scene, kind: Kind, ended: &Ended, seed: u64) -> bool {
+    let missed = ended.stderr.lines().find_map(|line| {
+        let (path, _) = line.split_once(" was missing during the evaluation of ")?;
+        path.rsplit(' ').next()
+    });
+    let (Some(drv), Some(attribute), Some(75)) = (missed, attribute(kind), ended.status.code())
+    else {
+        return false;
+    };
+    // Steps that began at the same time meet the same.
+    let mut lost = scene.lost.lock().unwrap();
+    if Path::new(drv).exists() || !scene.place.invalid(&[drv]).is_empty() {
+        return lost.contains(drv);
+    }
+    lost.insert(drv.to_owned());
+    let repair = ["--repair", "default.nix", "-A", &attribute];
+    let program = scene.place.store.program("nix-instantiate");
+    let mended = program.args(repair).run();
+    stage.tally.note(format!(
+        "Nix had lost the file of a valid .drv, seed {seed}: a step ended with 75; `nix-instantiate --repair`: {}",
+        mended.status
+    ));
+    true
 }
 
 /// What is counted of a step, or what is wrong with it.

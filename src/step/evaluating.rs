@@ -18,7 +18,7 @@ use crate::nix::{
 };
 use crate::secrets::shortened;
 use crate::state::{Roots, StateFolder};
-use crate::store::{ATTEMPTS, COLLECTOR_HINT};
+use crate::store::{ATTEMPTS, COLLECTOR_HINT, LOST_DRV_HINT};
 use crate::supervise::Finished;
 
 /// How much of a value that is no derivation is shown, in characters.
@@ -31,6 +31,8 @@ pub(super) struct Evaluating<'e> {
     roots: Option<Roots>,
     /// How many evaluations were disturbed so far, or gave a `.drv` that was gone again.
     disturbed: u32,
+    /// What the last one has missed, and was valid right after it.
+    registered: Option<StorePath>,
     /// What the last ones lacked, and how many in a row.
     lacked: Option<(StorePath, u32)>,
     /// An evaluation has failed in a way that may not happen again.
@@ -41,6 +43,8 @@ pub(super) struct Evaluating<'e> {
 enum NoDrv {
     /// The collector disturbed it, or the daemon died meanwhile.
     Disturbed,
+    /// It has missed this path, which was valid right after it.
+    Registered(StorePath),
     /// It lacked this path, which no evaluation writes: where that is so each time, the expression names a path that does not exist, and this
     /// is its failure. (Nix 2.8 does not show that in its message.)
     Lacked(StorePath, Failure),
@@ -70,6 +74,7 @@ impl<'e> Evaluating<'e> {
             evaluation,
             roots,
             disturbed: 0,
+            registered: None,
             lacked: None,
             doubted: false,
         }
@@ -100,9 +105,14 @@ impl<'e> Evaluating<'e> {
                 self.roots = None;
                 continue;
             }
+            self.registered = None;
             match evaluated {
                 Ok(drv) => return Ok(Some(drv)),
                 Err(NoDrv::Disturbed) => self.disturbed += 1,
+                Err(NoDrv::Registered(path)) => {
+                    self.disturbed += 1;
+                    self.registered = Some(path);
+                }
                 Err(NoDrv::Lacked(path, failure)) => {
                     self.disturbed += 1;
                     let before = self.lacked.take().filter(|(last, _)| *last == path);
@@ -130,6 +140,16 @@ impl<'e> Evaluating<'e> {
 
     /// The failure of a target that was disturbed too often.
     pub(super) fn failure(&self) -> Failure {
+        if let Some(path) = &self.registered {
+            return Failure::new(
+                Class::Infrastructure,
+                format_args!(
+                    "{path} was missing during the evaluation of {}, and valid right after it, {ATTEMPTS} times",
+                    self.evaluation
+                ),
+            )
+            .hint(LOST_DRV_HINT);
+        }
         Failure::new(
             Class::Infrastructure,
             format_args!(
@@ -301,7 +321,8 @@ fn run(
                 let failure = failure_of(step, evaluation, line, class, &finished, &output);
                 return Err(NoDrv::Lacked(path, failure));
             }
-            Some((_, WhyMissing::Registered | WhyMissing::Taken)) => return Err(NoDrv::Disturbed),
+            Some((path, WhyMissing::Registered)) => return Err(NoDrv::Registered(path)),
+            Some((_, WhyMissing::Taken)) => return Err(NoDrv::Disturbed),
             // An expression is not to blame where the store is dead.
             _ => step.store.check_answers(step.supervisor)?,
         }

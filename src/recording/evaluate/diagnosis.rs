@@ -22,7 +22,7 @@ use crate::nix::message::in_one_line;
 use crate::nix::{
     Argument, Disturbance, Evaluation, LackedFile, NixOutput, Phase, Source, StorePath, class,
 };
-use crate::store::{ATTEMPTS, COLLECTOR_HINT};
+use crate::store::{ATTEMPTS, COLLECTOR_HINT, LOST_DRV_HINT};
 
 /// How a worker's process has ended before its task was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -380,8 +380,7 @@ impl<'a> Diagnosis<'a> {
                 let what = format!(
                     "{path} was missing during the evaluation of {name}, and valid right after it, {ATTEMPTS} times"
                 );
-                let hint = "where its file does not exist, write it anew with `nix-instantiate --repair FILE -A ATTR` on this host (a collection may have taken it while it was written, and `nix-store --verify` does not mend a .drv); else retry the recording while no garbage collector runs";
-                (what, hint)
+                (what, LOST_DRV_HINT)
             }
         };
         Err(Failure::new(Class::Infrastructure, what).hint(hint))
