@@ -55,6 +55,8 @@ pub enum OutputLimit {
     Whole(usize),
     /// Its first bytes, which are only shown. The program runs on.
     Beginning(usize),
+    /// None of it, nor is it read: a program that prints more than a pipe holds waits there until it is ended.
+    Unread,
 }
 
 /// How many bytes of standard output a program may print where nothing else is said: a closure of 500,000 paths.

@@ -14,7 +14,7 @@ use crate::support::{
     recording::Pipeline,
     stand_in::StandIns,
     store::Store,
-    target::Target,
+    target::{Target, expression},
 };
 
 fn record(store: &Store, flags: &[&str]) -> Program {
@@ -203,6 +203,46 @@ fn a_collection_before_the_pin_is_rooted_takes_nothing_of_what_was_evaluated() {
         assert!(!ended.stderr.contains("garbage"), "{ended}");
         assert_eq!(stand_ins.calls("nix").len(), 1, "one evaluator");
         assert_eq!(stand_ins.calls("nix-instantiate").len(), 1, "one pin");
+        store.collect();
+        assert!(recorded.iter().all(|drv| store.has(drv)));
+    }
+}
+
+/// Nix before 2.10 evaluates a flake in one process per level of sets, of which each lives until the pin is rooted or the next one begins.
+#[test]
+fn a_collection_before_the_pin_of_a_flake_is_rooted_takes_nothing_of_what_was_evaluated() {
+    for daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        let arguments = ["--eval", "--expr", "builtins.currentSystem"];
+        let system = store.nix("nix-instantiate", arguments);
+        let targets = expression(TARGETS).replace("builtins.currentSystem", &system);
+        store.write(
+            "flake.nix",
+            &format!("{{ outputs = {{ self }}: {{ packages.{system} = {targets}; }}; }}"),
+        );
+        let daemon = daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        let garbage = store.nix("nix-store", ["--add", "flake.nix"]);
+        // The pin's is the last one.
+        let stand_ins = StandIns::new(store.bin())
+            .before(
+                "nix-instantiate",
+                "env -u NIX_REMOTE nix-store --gc >/dev/null 2>&1",
+            )
+            .counting("nix-store");
+        let ended = record(&store, &["--flake", "path:.", "--skip", "none"])
+            .envs(client)
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        let recorded = drvs(&Pipeline::of(&ended));
+        assert_eq!(recorded.len(), 2);
+        assert!(!store.has(&garbage), "there was no collection: {ended}");
+        assert!(!ended.stderr.contains("garbage"), "{ended}");
+        let calls = stand_ins.calls("nix-instantiate");
+        let pins = calls
+            .iter()
+            .filter(|call| call.iter().any(|word| word == "--argstr"));
+        assert_eq!(pins.count(), 1, "one pin");
         store.collect();
         assert!(recorded.iter().all(|drv| store.has(drv)));
     }

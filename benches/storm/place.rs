@@ -13,6 +13,9 @@ use crate::{
     support::{daemon::Daemon, processes::kill_marked, program::Program, store::Store},
 };
 
+/// What stands in the targets of a place for a source with a hash: where it is valid, Nix reads it without a root.
+pub(crate) const SOURCE: &str = "SOURCE";
+
 /// A store whose clients go through a daemon, or do not.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -28,7 +31,11 @@ impl Place {
         stage.stop.remember(store.root());
         // Some hosts save space so; there the collector takes the .drv of an output that is in use.
         store.configure("keep-derivations = false");
-        store.targets(targets);
+        fs::create_dir(store.work().join("source")).unwrap();
+        store.write("source/text", "its text");
+        let hash = store.nix("nix-hash", ["--type", "sha256", "--base32", "source"]);
+        let source = format!("(builtins.path {{ path = ./source; sha256 = {hash:?}; }})");
+        store.targets(&targets.replace(SOURCE, &source));
         let daemon = with_daemon.then(|| store.daemon());
         Self { daemon, store }
     }
@@ -75,6 +82,12 @@ impl Place {
         self.store.program("nix-store").arg("--gc")
     }
 
+    /// What another evaluation does that reads the source: it is valid for a moment, and nothing keeps it then.
+    pub(crate) fn other_evaluator(&self) -> Program {
+        let arguments = ["--add-fixed", "--recursive", "sha256", "source"];
+        self.client("nix-store").args(arguments)
+    }
+
     /// Which of these paths are not valid.
     pub(crate) fn invalid(&self, paths: &[&str]) -> Vec<String> {
         if paths.is_empty() {
@@ -96,8 +109,7 @@ impl Drop for Place {
     }
 }
 
-/// Runs `work` while each of these collectors collects the garbage of its store again and again. Gives how many collections there
-/// were.
+/// Runs `work` while each of these programs, of which one at least is a collector, runs again and again. Gives how often they ran.
 pub(crate) fn beside_collectors(collectors: &[Program], work: impl FnOnce()) -> usize {
     /// Ends the collectors also where the work panics.
     struct Ends<'a>(&'a AtomicBool);

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use serde_json::json;
 
 use crate::{
-    place::{Place, beside_collectors},
+    place::{Place, SOURCE, beside_collectors},
     seed::Random,
     stage::Stage,
     support::{program::Ended, recording::Pipeline, target::expression},
@@ -26,16 +26,20 @@ const TRIES: usize = 3;
 /// How many of a hundred recordings are to end with 0 at the first try.
 const GOAL: usize = 99;
 
+/// With this argument, each target reads a source with a hash.
+const READS_SOURCE: &str = "source";
+
 /// Targets of which each takes a while to evaluate, and differs with the argument.
 fn targets() -> String {
     let target = |number: usize| {
         format!(
-            "t{number} = slow (build \"t{number}-${{of}}\" \"read x <${{file \"d{number}-${{of}}\"}}; echo $x >$out\");\n"
+            "t{number} = slow (build \"t{number}-${{of}}\" \"read x <${{file \"d{number}-${{of}}\"}}; echo $x ${{text {{ }}}} >$out\");\n"
         )
     };
     let all: String = (0..TARGETS).map(target).collect();
     format!(
-        "{{ of ? \"x\" }}: let slow = builtins.seq (builtins.foldl' (a: b: a + b) 0 (builtins.genList (n: n) 40000)); in {{ {all} }}"
+        "{{ of ? \"x\" }}: let slow = builtins.seq (builtins.foldl' (a: b: a + b) 0 (builtins.genList (n: n) 40000)); \
+         source = {SOURCE}; text = _: if of == {READS_SOURCE:?} then builtins.readFile (source + \"/text\") else \"\"; in {{ {all} }}"
     )
 }
 
@@ -53,6 +57,8 @@ enum What {
     Recording,
     /// One of the same targets as those of a flake, whose source has to be kept as well.
     Flake,
+    /// One of targets that read a source with a hash, which a collection may take meanwhile.
+    Source,
     TwoAndPrune,
 }
 
@@ -75,10 +81,10 @@ impl Plan {
         let same = random.one_in(2);
         let pins = random.pick(&[Pins::Removed, Pins::Removed, Pins::Kept, Pins::Expired]);
         let with_bare = random.one_in(2);
-        let what = match (with_others, random.one_in(3)) {
-            (true, _) => What::TwoAndPrune,
-            (false, true) => What::Flake,
-            (false, false) => What::Recording,
+        let what = if with_others {
+            What::TwoAndPrune
+        } else {
+            random.pick(&[What::Recording, What::Flake, What::Source])
         };
         Self {
             place,
@@ -136,11 +142,16 @@ fn trial(stage: &Stage, places: &[Place; 2], seed: u64) {
     }
     let what = match plan.what {
         What::Recording => "one recording",
-        What::Flake => "a flake",
+        What::Flake => "one recording of a flake",
+        What::Source => "one recording, source with a hash",
         What::TwoAndPrune => "two recordings and prune",
     };
     let row = format!("{what}, {}", place.kind());
-    beside_collectors(&[place.collector()], || {
+    let mut beside = vec![place.collector()];
+    if plan.what == What::Source {
+        beside.push(place.other_evaluator());
+    }
+    beside_collectors(&beside, || {
         if plan.what == What::TwoAndPrune {
             two_and_prune(stage, place, &plan, &row, seed);
         } else {
@@ -156,10 +167,13 @@ fn trial(stage: &Stage, places: &[Place; 2], seed: u64) {
 
 fn one(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64) {
     for number in 0..TRIES {
-        let ended = if plan.what == What::Flake {
-            record_flake(place).run()
-        } else {
-            record(place, "x").run()
+        let of = match plan.what {
+            What::Source => READS_SOURCE,
+            _ => "x",
+        };
+        let ended = match plan.what {
+            What::Flake => record_flake(place).run(),
+            _ => record(place, of).run(),
         };
         let first = number == 0;
         if first {
@@ -171,7 +185,7 @@ fn one(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64) {
                     stage.tally.count(row, column);
                     note_75(stage, &ended, seed);
                 }
-                mend(stage, place, &ended, "x", seed);
+                mend(stage, place, &ended, of, seed);
                 if column == "0" {
                     stage.tally.count(row, AT_LAST);
                     return;
@@ -280,8 +294,10 @@ fn write_flake(place: &Place, targets: &str) {
     let arguments = ["--eval", "--expr", "builtins.currentSystem"];
     let system = store.nix("nix-instantiate", arguments);
     let system = system.trim();
-    // A pure evaluation has no `currentSystem`.
-    let targets = targets.replace("builtins.currentSystem", system);
+    // A pure evaluation has no `currentSystem`, and none of these reads the source.
+    let targets = targets
+        .replace("builtins.currentSystem", system)
+        .replace(SOURCE, "./source");
     let flake =
         format!("{{ outputs = {{ self }}: {{ packages.${{{system}}} = ({targets}) {{ }}; }}; }}");
     store.write("flake.nix", &flake);

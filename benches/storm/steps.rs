@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    place::{Place, beside_collectors},
+    place::{Place, SOURCE, beside_collectors},
     seed::Random,
     stage::Stage,
     support::{
@@ -33,16 +33,23 @@ const TARGETS: usize = 8;
 /// The bare command. 10: its check has found that the `.drv` is not valid.
 const BARE: &str = r#"nix-store --check-validity "$1" 2>/dev/null || exit 10; exec nix-store --realise "$1" --add-root "$2""#;
 
-/// Targets that have a dependency each, one whose builder fails, and one that does not evaluate.
+/// Targets that have a dependency each, every other of which reads a source with a hash; one whose builder fails, and one that does not
+/// evaluate.
 fn targets() -> String {
     let target = |number: usize| {
+        let comment = match number % 2 {
+            0 => String::new(),
+            _ => " # ${text}".to_owned(),
+        };
         format!(
-            "t{number} = build \"t{number}\" \"read x <${{file \"dep{number}\"}}; echo $x t{number} >$out\";\n"
+            "t{number} = build \"t{number}\" \"read x <${{file \"dep{number}\"}}; echo $x t{number} >$out{comment}\";\n"
         )
     };
     let all: String = (0..2 * TARGETS).map(target).collect();
     format!(
-        "{{ {all} fails = build \"fails\" \"echo this is how it fails; exit 1\"; throws = throw \"its words\"; }}"
+        "let slow = builtins.foldl' (a: b: a + b) 0 (builtins.genList (n: n) 200000); source = {SOURCE}; \
+         text = builtins.seq source (builtins.seq slow (builtins.readFile (source + \"/text\"))); in \
+         {{ {all} fails = build \"fails\" \"echo this is how it fails; exit 1\"; throws = throw \"its words\"; }}"
     )
 }
 

@@ -495,7 +495,8 @@ pub fn converse(
 }
 
 /// The same for one task, in a process that the first error would end: for pure evaluation by a Nix that converses only in evaluation
-/// that is not pure (2.8, 2.9).
+/// that is not pure (2.8, 2.9). What it prints is not read: one whose task says `hold` waits there when it has done it, until it is ended,
+/// and as long as it lives, Nix keeps what it has written from the collector.
 #[must_use]
 pub fn walk_once(
     evaluation: &Evaluation,
@@ -515,6 +516,7 @@ pub fn walk_once(
         .arguments
         .extend(["-E".into(), format!("({walker}\n) {task}").into()]);
     command.folder = Some(evaluation.folder.clone());
+    command.output_limit = OutputLimit::Unread;
     command.variables.extend(heap_variable(heap));
     command
 }

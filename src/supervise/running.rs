@@ -213,7 +213,9 @@ impl Running {
 
     /// Reads what it has printed on standard output, up to about `at_most` bytes, and keeps what is to be kept of it.
     fn read_stdout(&mut self, at_most: usize) -> bool {
-        let (OutputLimit::Whole(limit) | OutputLimit::Beginning(limit)) = self.output_limit;
+        let (OutputLimit::Whole(limit) | OutputLimit::Beginning(limit)) = self.output_limit else {
+            return false;
+        };
         let is_answer = matches!(self.output_limit, OutputLimit::Whole(_));
         let stdout = &mut self.stdout;
         let is_over = self.exceeded;
@@ -330,8 +332,10 @@ impl Running {
     pub(super) fn pipes(&self) -> impl Iterator<Item = PollFd<'_>> {
         let running = self.ended.is_none();
         let input = self.input.as_ref().filter(|_| !self.unsent.is_empty());
+        let reads = self.output_limit != OutputLimit::Unread;
+        let out = self.out.as_ref().filter(|_| reads);
         [
-            (self.out.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
+            (out.map(AsFd::as_fd), PollFlags::POLLIN),
             (self.err.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
             (input.map(AsFd::as_fd), PollFlags::POLLOUT),
         ]

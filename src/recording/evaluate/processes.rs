@@ -74,8 +74,6 @@ pub(super) struct EndedWorker {
     /// Its share of the memory when that was measured last, at the latest when it was stopped; none if it never was. Another worker may
     /// have ended since, for the same reason, and have left it more.
     pub(super) share: Option<MemoryShare>,
-    /// What Nix printed last and was not passed to the log: from an `error:` on.
-    pub(super) final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
     pub(super) nix_output: NixOutput,
 }
@@ -178,7 +176,6 @@ impl WorkerProcess {
         if !rest.is_empty() {
             self.read_output(&rest);
         }
-        self.final_output.extend(rest);
         let mut nix_output = self.nix_output.unwrap_or_default();
         nix_output.settle();
         EndedWorker {
@@ -186,7 +183,6 @@ impl WorkerProcess {
             ending,
             stop_cause: self.stop_cause,
             share: self.share,
-            final_output: self.final_output,
             nix_output,
         }
     }
@@ -468,7 +464,7 @@ mod tests {
         assert_eq!(process.lines(b"a\nb"), [b"a\n".to_vec()]);
         assert_eq!(process.lines(b"c"), Vec::<Vec<u8>>::new());
         assert_eq!(process.lines(b"\n\nd"), [b"bc\n".to_vec(), b"\n".to_vec()]);
-        assert_eq!(process.end(Ending::Exited(0)).final_output, b"d");
+        assert_eq!(process.take_line(), b"d");
     }
 
     #[test]
@@ -553,8 +549,8 @@ mod tests {
         assert!(process.read(b"warning: x\n"));
         assert!(!process.read(b"error: y\n"));
         assert!(!process.read(b"       at /z\n"));
+        assert_eq!(process.final_output, b"error: y\n       at /z\n");
         let ended = process.end(Ending::Exited(1));
-        assert_eq!(ended.final_output, b"error: y\n       at /z\n");
         let message = ended.nix_output.final_message(ended.ending);
         assert!(message.starts_with('y'), "{message}");
         assert_eq!(ended.stop_cause, None);

@@ -34,7 +34,7 @@ impl WalkerSettings<'_> {
 pub(super) enum WalkKind {
     /// In a conversation.
     Spans,
-    /// In a process of its own, so that what throws is caught: it would end that.
+    /// In a process of its own, so that what throws is caught: it would end that. It lives on when the task is done.
     Alone,
     /// Unmarked sets are searched for derivations.
     Search,
@@ -50,6 +50,7 @@ pub(super) fn task_text(task: &Task, kind: WalkKind) -> String {
         }
     };
     let flags = [
+        (kind == WalkKind::Alone, "hold=true;"),
         (task.catch || kind == WalkKind::Alone, "catch=true;"),
         (kind == WalkKind::Search, "search=true;"),
     ];

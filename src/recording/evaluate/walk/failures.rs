@@ -29,23 +29,12 @@ impl Walk<'_> {
             self.schedule.gone(worker);
             return Ok(());
         }
-        match doing {
-            // A worker with one task.
-            Some(Doing::Walking {
-                is_complete: true, ..
-            }) if ended.ending.success() => {
-                self.progress.pass_on(&ended.final_output);
-                let now = self.now();
-                self.schedule.ended(worker, LineEnd::Finished, true, now);
-                return Ok(());
-            }
-            Some(Doing::Walking {
-                deep: Some(path), ..
-            }) => {
-                self.give_up_deep(worker, &path, true);
-                return Ok(());
-            }
-            _ => {}
+        if let Some(Doing::Walking {
+            deep: Some(path), ..
+        }) = doing
+        {
+            self.give_up_deep(worker, &path, true);
+            return Ok(());
         }
         match WorkerEnd::of(ended.stop_cause, ended.ending) {
             WorkerEnd::Died => {

@@ -117,10 +117,15 @@ impl Walk<'_> {
             WalkerMessage::Set(path, _) if findings.is_given_up(&path) => {}
             WalkerMessage::Set(path, count) => schedule.set(worker, path, count),
             WalkerMessage::End(version) => {
-                if let Some(Doing::Walking { is_complete, .. }) = doing {
+                findings.version(version);
+                if !self.invocation.converses() {
+                    // It holds what it has written, as a conversation does that gets no more tasks.
+                    schedule.ended(worker, LineEnd::Finished, true, now);
+                    self.workers.remove(&worker);
+                    self.processes.keep_idle(worker);
+                } else if let Some(Doing::Walking { is_complete, .. }) = doing {
                     *is_complete = true;
                 }
-                findings.version(version);
             }
             WalkerMessage::Deep(path) => {
                 if let Some(Doing::Walking { deep, .. }) = doing {
