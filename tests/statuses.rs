@@ -1,6 +1,11 @@
 //! How a step fails: each class by what causes it, with its status, its report, and nothing left behind.
 
-use std::{collections::BTreeMap, fs, os::unix::net::UnixListener, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{fs::symlink, net::UnixListener},
+    path::Path,
+};
 
 use serde_json::{Value, json};
 
@@ -285,6 +290,26 @@ fn a_file_that_a_source_in_the_store_lacks_is_no_work_of_the_collector() {
         assert_eq!(stand_ins.calls("nix-instantiate").len(), calls, "{path}");
         fs::remove_dir_all(store.root().join("counting")).unwrap();
     }
+}
+
+#[test]
+fn a_link_that_leads_nowhere_in_a_source_is_no_work_of_the_collector() {
+    let Some(store) = Store::new() else { return };
+    let config = store.write("source/other", "").with_file_name("config");
+    symlink("nowhere", config).unwrap();
+    store.targets(
+        "let source = builtins.path { path = ./source; name = \"source\"; };
+         in { target = builtins.seq (builtins.readFile \"${source}/config\") (file \"a\"); }",
+    );
+    let stand_ins = StandIns::new(store.bin()).counting("nix-instantiate");
+    let ended = store
+        .step(["--attr", "target"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.fails(65, "evaluation");
+    assert_eq!(stand_ins.calls("nix-instantiate").len(), 1, "{ended}");
+    let recorded = store.eval_once(["pipeline", "--dry-run"]).run();
+    recorded.exits(0).passes_on("evaluation error: target");
 }
 
 #[test]

@@ -388,7 +388,7 @@ fn why_file_missing(
                     "{path} is not valid: the garbage collector disturbed the evaluation"
                 ));
                 Some((path, WhyMissing::Taken))
-            } else if file.symlink_metadata().is_ok() {
+            } else if file.exists() {
                 step.log.say(format_args!(
                     "{} was missing during the evaluation, and is there now",
                     file.display()

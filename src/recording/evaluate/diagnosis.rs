@@ -72,7 +72,7 @@ pub(super) enum Question<'a> {
     Answers,
     /// Is this path valid?
     IsValid(&'a StorePath),
-    /// Is this file in the store there?
+    /// Is this file in the store there, and what it leads to?
     Exists(&'a Path),
 }
 

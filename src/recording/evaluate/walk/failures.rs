@@ -114,7 +114,7 @@ impl Walk<'_> {
         let verdict = self.diagnosis.failed(&failed, |question| match question {
             Question::Answers => store.check_answers(supervisor).map(|()| true),
             Question::IsValid(path) => store.is_valid(supervisor, path),
-            Question::Exists(file) => Ok(file.symlink_metadata().is_ok()),
+            Question::Exists(file) => Ok(file.exists()),
         })?;
         let is_gone = !self.workers.contains_key(&worker);
         self.carry_out(verdict, worker, is_gone)
