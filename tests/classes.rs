@@ -623,6 +623,7 @@ fn a_source_that_the_collector_takes_while_it_is_evaluated_is_had_anew() {
         "builtins.head (builtins.attrNames (builtins.readDir ./sub))",
         "import (pinned + \"/sub/late.nix\")",
         "builtins.readFile (pinned + \"/sub/text\")",
+        "builtins.readFile (builtins.findFile [ { prefix = \"p\"; path = pinned; } ] \"p/sub/text\")",
     ];
     for (late, records) in ways
         .into_iter()

@@ -674,6 +674,55 @@ fn an_error_without_words_has_words() {
 }
 
 #[test]
+fn an_error_without_words_has_words_in_a_flake_too() {
+    let Some(store) = Store::new() else { return };
+    flake(&store, r#"{ packages.SYSTEM.empty = throw ""; }"#);
+    let ended = record(&store, &["--flake", "."]).run();
+    ended.exits(0).passes_on(": it throws an empty message");
+}
+
+#[test]
+fn a_root_that_names_a_store_path_that_is_nowhere_is_an_evaluation_error() {
+    let Some(store) = Store::new() else { return };
+    let nowhere = store.folder().join("0lqnbrvn12aq3702vvxx00k31ga2sg2g-lib");
+    let nowhere = nowhere.to_str().unwrap();
+    for reads in [
+        format!("import {nowhere}/default.nix"),
+        format!("builtins.readFile {nowhere}"),
+        format!("builtins.storePath {nowhere}"),
+    ] {
+        store.targets(&format!("builtins.seq ({reads}) {{ a = file \"a\"; }}"));
+        let ended = record(&store, &[]).run();
+        ended.exits(65).passes_on("default.nix does not evaluate: ");
+    }
+}
+
+#[test]
+fn an_attribute_at_which_nix_is_killed_for_another_programs_sake_is_evaluated_once_more() {
+    for kills in [1, 2] {
+        let Some(store) = Store::new() else { return };
+        let killed = store.root().join("killed");
+        let times = if kills == 1 { "1" } else { "1 2" };
+        let builder = format!(
+            "for n in {times}; do if [ ! -e {killed}$n ]; then : >{killed}$n; kill -KILL $PPID; exit 1; fi; done; echo 1 >$out",
+            killed = killed.display()
+        );
+        store.targets(&format!(
+            "{{ a = builtins.seq (import (build \"needed\" {builder:?})) (file \"a\"); }}"
+        ));
+        let ended = record(&store, &["--workers", "1"]).run();
+        ended.passes_on("a: Nix was killed by SIGKILL, which the kernel sends when memory runs out; evaluating it once more");
+        let pipeline = Pipeline::of(&ended);
+        if kills == 1 {
+            assert_eq!(pipeline.drvs().len(), 1, "{ended}");
+        } else {
+            assert_eq!(pipeline.broken().len(), 1, "{ended}");
+            ended.passes_on("evaluation error: a: it needs more memory than the ");
+        }
+    }
+}
+
+#[test]
 fn an_argument_that_is_no_expression_is_named() {
     let Some(store) = Store::new() else { return };
     store.write(

@@ -764,6 +764,8 @@ fn lacked(error: &str) -> Option<&str> {
         let is_lacked = after.starts_with(" is not valid")
             || after.starts_with(" does not exist")
             || after.starts_with(": No such file or directory")
+            // `findFile`, about an entry of a search path.
+            || after.starts_with(", since path '") && after.contains("' is not valid")
             // 2.34, about a path that a store file is to refer to.
             || after.starts_with(" is required, but there is no substituter")
             || error.starts_with("cannot build missing derivation")
@@ -860,6 +862,8 @@ mod tests {
             "path 'PATH' does not exist",
             "path '/PATH' does not exist",
             "reading directory PATH: No such file or directory",
+            "cannot find 'PATH', since path 'PATH' is not valid",
+            "cannot find 'PATH', since path '' is not valid",
         ] {
             let message = words.replace("PATH", &format!("/s/{base}/sub/a.nix"));
             assert_eq!(lacked(&message), Some(below()), "{message}");

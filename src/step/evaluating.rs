@@ -357,7 +357,7 @@ fn why_missing(
         ));
         return Ok(WhyMissing::Registered);
     }
-    if names {
+    if names || !step.store.may_have(path) {
         return Ok(WhyMissing::Named);
     }
     step.log.say(format_args!(
@@ -384,6 +384,9 @@ fn why_file_missing(
         }
         Some(LackedFile::In { path, file }) => {
             if !step.is_valid(&path)? {
+                if !step.store.may_have(&path) {
+                    return Ok(None);
+                }
                 step.log.say(format_args!(
                     "{path} is not valid: the garbage collector disturbed the evaluation"
                 ));

@@ -83,7 +83,7 @@ impl Store {
                     // Nix refuses the question where one path is of a store in another folder. Only now is it asked for its own.
                     self.ask_for_folder(supervisor)?;
                     let (others, own): (Vec<_>, Vec<_>) =
-                        batch.iter().partition(|path| self.is_of_another(path));
+                        batch.iter().partition(|path| !self.may_have(path));
                     if others.is_empty() {
                         return Err(failure);
                     }
@@ -125,9 +125,11 @@ impl Store {
         self.folder.get()?.as_deref()
     }
 
-    /// Whether a path is known to be of a store in another folder.
-    fn is_of_another(&self, path: &StorePath) -> bool {
-        self.folder().is_some_and(|folder| folder != path.store())
+    /// Whether a path, of which the store was asked, can be one of its own: false for one in another folder, as a file of a checkout may
+    /// be that is named as a store path.
+    #[must_use]
+    pub fn may_have(&self, path: &StorePath) -> bool {
+        self.folder().is_none_or(|folder| folder == path.store())
     }
 
     /// Whether all of `paths` are there, as Nix says in a form that a program which does nothing cannot give.

@@ -72,6 +72,8 @@ pub(super) enum Question<'a> {
     Answers,
     /// Is this path valid?
     IsValid(&'a StorePath),
+    /// Can this path, which is not valid, be one of this store?
+    IsOfStore(&'a StorePath),
     /// Is this file in the store there, and what it leads to?
     Exists(&'a Path),
 }
@@ -95,9 +97,11 @@ pub(super) struct FailedTask<'a> {
 
 /// A worker that had more memory than its part.
 #[derive(Debug)]
-pub(super) struct OversizedWorker {
+pub(super) struct OversizedWorker<'a> {
     /// The attribute that it was evaluating.
     pub(super) at: AttrIndex,
+    /// That attribute in words.
+    pub(super) name: &'a str,
     /// How many attributes it had begun.
     pub(super) begun: u32,
     /// What it had of the memory.
@@ -110,6 +114,14 @@ pub(super) struct OversizedWorker {
 
 /// The message of an attribute that throws an empty one, of which Nix prints nothing.
 const NO_WORDS: &str = "it throws an empty message";
+
+/// The words of an evaluation that fails. Without a message, it is one that is empty.
+pub(super) fn own_words(nix_output: &NixOutput, ending: Ending) -> String {
+    match nix_output.whole_message() {
+        None if ending == Ending::Exited(1) => NO_WORDS.to_owned(),
+        _ => nix_output.final_message(ending),
+    }
+}
 
 /// What has disturbed an evaluation that may not be to blame.
 #[derive(Debug, Clone, Copy)]
@@ -178,11 +190,7 @@ impl<'a> Diagnosis<'a> {
         let noted = self.noted.get(at);
         let is_noted = noted.is_some_and(|noted| began < noted);
         let message = nix_output.final_message(*ending);
-        // Without a message, it is one that is empty.
-        let own_words = match nix_output.whole_message() {
-            None if *ending == Ending::Exited(1) => NO_WORDS.to_owned(),
-            _ => message.clone(),
-        };
+        let own_words = own_words(nix_output, *ending);
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_own = nix_output.is_expressions_own();
         let is_doubtful_cause = nix_output.disturbance(*ending).is_some() && !is_own;
@@ -267,7 +275,7 @@ impl<'a> Diagnosis<'a> {
             None => match nix_output.lacked_file() {
                 None => return Ok(None),
                 Some(LackedFile::Named(path)) => {
-                    if self.is_named(at, &path) {
+                    if self.is_named(at, &path, is_noted) {
                         return Ok(None);
                     }
                     DisturbedBy::Collector
@@ -277,7 +285,10 @@ impl<'a> Diagnosis<'a> {
                     let is_valid = ask(Question::IsValid(&gone))?;
                     if is_valid && ask(Question::Exists(&file))? {
                         DisturbedBy::Registration(&gone)
-                    } else if is_valid || self.is_named(at, &gone) {
+                    } else if is_valid
+                        || !ask(Question::IsOfStore(&gone))?
+                        || self.is_named(at, &gone, is_noted)
+                    {
                         return Ok(None);
                     } else {
                         DisturbedBy::Collector
@@ -292,7 +303,10 @@ impl<'a> Diagnosis<'a> {
                 if ask(Question::IsValid(&gone))? {
                     // Whatever an expression says of a path that is there, it does not fail because of it.
                     DisturbedBy::Registration(&gone)
-                } else if nix_output.is_of_named_path() || self.is_named(at, &gone) {
+                } else if nix_output.is_of_named_path()
+                    || !ask(Question::IsOfStore(&gone))?
+                    || self.is_named(at, &gone, is_noted)
+                {
                     return Ok(None);
                 } else {
                     DisturbedBy::Collector
@@ -313,9 +327,10 @@ impl<'a> Diagnosis<'a> {
     }
 
     /// Whether the same path was missing each time the attribute was evaluated, and is not one that may come anew: then the
-    /// expression names it, and the collector did not remove it. (Nix 2.8 does not show that in its message.)
-    fn is_named(&mut self, at: &AttrIndex, path: &StorePath) -> bool {
-        if *at == AttrIndex::default() || path.may_come_anew() {
+    /// expression names it, and the collector did not remove it. (Nix 2.8 does not show that in its message.) What `is_noted` is the same
+    /// time.
+    fn is_named(&mut self, at: &AttrIndex, path: &StorePath, is_noted: bool) -> bool {
+        if is_noted || path.may_come_anew() {
             return false;
         }
         let (missed, times) = self
@@ -327,6 +342,11 @@ impl<'a> Diagnosis<'a> {
         }
         *times += 1;
         *times >= ATTEMPTS
+    }
+
+    /// The root has evaluated: the next path that it misses it did not miss then.
+    pub(super) fn root_evaluated(&mut self) {
+        self.missed.remove(&AttrIndex::default());
     }
 
     /// Counts a disturbance of an attribute. Gives a line for the log.
@@ -398,7 +418,7 @@ impl<'a> Diagnosis<'a> {
     }
 
     /// A worker had more memory than its part.
-    pub(super) fn too_large(&self, worker: &OversizedWorker) -> Verdict {
+    pub(super) fn too_large(&mut self, worker: &OversizedWorker<'_>) -> Verdict {
         let what = &self.what;
         let share = &worker.share;
         let part = share.part / MIB;
@@ -429,6 +449,13 @@ impl<'a> Diagnosis<'a> {
                 let es = if slots == 1 { "" } else { "es" };
                 Verdict::RepeatWithFewer(format!(
                     "the root alone needs more memory than {part} MiB; continuing with {slots} process{es}"
+                ))
+            }
+            // Another program may have used up the host's memory.
+            1 if is_alone && !worker.was_stopped && self.repeated.insert(worker.at.clone()) => {
+                Verdict::Repeat(format!(
+                    "{}: Nix was killed by SIGKILL, which the kernel sends when memory runs out; evaluating it once more",
+                    worker.name
                 ))
             }
             1 if is_alone => self.evaluation_error(
@@ -516,8 +543,8 @@ mod tests {
         clippy::unnecessary_wraps,
         reason = "the type of what answers a question"
     )]
-    fn nothing_valid(_: Question<'_>) -> Result<bool, Failure> {
-        Ok(false)
+    fn nothing_valid(question: Question<'_>) -> Result<bool, Failure> {
+        Ok(matches!(question, Question::IsOfStore(_)))
     }
 
     fn no_question(question: Question<'_>) -> Result<bool, Failure> {
@@ -714,6 +741,64 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_the_root_misses_each_time_is_an_error_of_the_expression() {
+        let root = root();
+        let printed = format!("error: path '{PATH}' is not valid\n");
+        let end = (Ending::Exited(1), &*printed);
+        for evaluates_between in [false, true] {
+            let mut diagnosis = diagnosis(&root);
+            let mut last = String::new();
+            for time in 1..=ATTEMPTS {
+                let [began, now] =
+                    [2 * time, 2 * time + 1].map(|at| Duration::from_secs(at.into()));
+                let task = (time > 1, [began, now]);
+                last = judge_at(
+                    &mut diagnosis,
+                    AttrIndex::default(),
+                    task,
+                    end,
+                    nothing_valid,
+                );
+                if time < ATTEMPTS {
+                    assert!(last.starts_with("repeat: "), "{last}");
+                    // Another worker meets the same at the same time.
+                    let other = judge_at(
+                        &mut diagnosis,
+                        AttrIndex::default(),
+                        task,
+                        end,
+                        nothing_valid,
+                    );
+                    assert!(other.starts_with("repeat: "), "{other}");
+                }
+                if evaluates_between {
+                    diagnosis.root_evaluated();
+                }
+            }
+            let expected = if evaluates_between {
+                "Infrastructure: the garbage collector"
+            } else {
+                "Evaluation: ci.nix does not evaluate: path "
+            };
+            assert!(last.starts_with(expected), "{last}");
+        }
+    }
+
+    #[test]
+    fn a_path_of_another_folder_is_no_path_that_the_collector_took() {
+        let root = root();
+        for what in ["' is not valid", "/x' does not exist"] {
+            let printed =
+                format!("error: path '/checkout/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-src{what}\n");
+            let end = (Ending::Exited(1), &*printed);
+            let verdict = judge(&mut diagnosis(&root), attr(), false, end, |question| {
+                Ok(matches!(question, Question::Answers))
+            });
+            assert!(verdict.starts_with("error: path "), "{verdict}");
+        }
+    }
+
+    #[test]
     fn a_missing_path_that_is_valid_each_time_is_no_error_of_the_expression() {
         let root = root();
         let mut diagnosis = diagnosis(&root);
@@ -721,7 +806,7 @@ mod tests {
         let end = (Ending::Exited(1), &*printed);
         let valid = |question: Question<'_>| match question {
             Question::IsValid(path) => Ok(path.as_str() == PATH),
-            Question::Answers | Question::Exists(_) => Ok(true),
+            Question::Answers | Question::IsOfStore(_) | Question::Exists(_) => Ok(true),
         };
         let mut verdict = |again| judge(&mut diagnosis, attr(), again, end, valid);
         for time in 1..ATTEMPTS {
@@ -741,7 +826,7 @@ mod tests {
             let mut diagnosis = diagnosis(&root);
             judge(&mut diagnosis, attr(), false, end, |question| {
                 Ok(match question {
-                    Question::Answers => true,
+                    Question::Answers | Question::IsOfStore(_) => true,
                     Question::IsValid(_) => valid,
                     Question::Exists(_) => exists,
                 })
@@ -767,14 +852,15 @@ mod tests {
     #[test]
     fn what_follows_from_too_much_memory_depends_on_what_has_begun() {
         let root = root();
-        let diagnosis = diagnosis(&root);
-        let verdict_now = |begun, has_all, slots, now, was_stopped| {
+        let mut diagnosis = diagnosis(&root);
+        let mut verdict_now = |begun, has_all, slots, now, was_stopped| {
             in_a_word(diagnosis.too_large(&OversizedWorker {
                 at: if begun == 0 {
                     AttrIndex::default()
                 } else {
                     attr()
                 },
+                name: "web",
                 begun,
                 share: MemoryShare {
                     slots,
@@ -785,7 +871,7 @@ mod tests {
                 was_stopped,
             }))
         };
-        let verdict = |begun, has_all, slots, was_stopped| {
+        let mut verdict = |begun, has_all, slots, was_stopped| {
             verdict_now(begun, has_all, slots, slots, was_stopped)
         };
         let starts = |verdict: String, with: &str| assert!(verdict.starts_with(with), "{verdict}");
@@ -799,6 +885,11 @@ mod tests {
         starts(
             verdict(1, true, 2, true),
             "error: it needs more memory than the 512 MiB",
+        );
+        // The kernel may have killed it because of another program.
+        starts(
+            verdict(1, true, 1, false),
+            "repeat: web: Nix was killed by SIGKILL",
         );
         starts(verdict(1, true, 1, false), "error: it needs more memory");
         // Earlier attributes may have used it.

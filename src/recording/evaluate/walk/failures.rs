@@ -41,8 +41,10 @@ impl Walk<'_> {
                 self.failed_since(worker, since, ended.ending, &ended.nix_output, store)
             }
             WorkerEnd::TooLarge => {
+                let at = self.schedule.at(worker);
                 let verdict = self.diagnosis.too_large(&OversizedWorker {
-                    at: self.schedule.at(worker),
+                    name: &self.name_of(&at),
+                    at,
                     begun: self.schedule.begun(worker),
                     share: self.share_at_end(ended),
                     slots: self.schedule.at_most(),
@@ -114,6 +116,7 @@ impl Walk<'_> {
         let verdict = self.diagnosis.failed(&failed, |question| match question {
             Question::Answers => store.check_answers(supervisor).map(|()| true),
             Question::IsValid(path) => store.is_valid(supervisor, path),
+            Question::IsOfStore(path) => Ok(store.may_have(path)),
             Question::Exists(file) => Ok(file.exists()),
         })?;
         let is_gone = !self.workers.contains_key(&worker);

@@ -1,7 +1,7 @@
 //! What follows from what the workers print.
 
 use super::super::conversation;
-use super::super::diagnosis::Verdict;
+use super::super::diagnosis::{Verdict, own_words};
 use super::super::protocol::{self, WalkerMessage};
 use super::super::schedule::{LineEnd, WorkerId};
 use super::super::spans::AttrIndex;
@@ -91,6 +91,9 @@ impl Walk<'_> {
                         Class::Bug,
                         format_args!("{path} was evaluated out of turn"),
                     ));
+                }
+                if path != AttrIndex::default() {
+                    self.diagnosis.root_evaluated();
                 }
                 findings.begin(&path, name);
                 self.progress.at(&path);
@@ -262,7 +265,7 @@ impl Walk<'_> {
             self.findings.throws(path);
             return Ok(());
         }
-        let message = self.output_of(path, store)?.final_message(FAILED);
+        let message = own_words(&self.output_of(path, store)?, FAILED);
         self.diagnosis.suspect(path, message);
         self.message(worker, WalkerMessage::Throws(path.clone()))
     }
