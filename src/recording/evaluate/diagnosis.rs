@@ -55,6 +55,8 @@ pub(super) enum Verdict {
     /// The attribute is evaluated once more, by a new worker (this one remembers what it evaluated, and on 2.34 what failed), and
     /// what it throws is caught. The line for the log says why.
     Repeat(String),
+    /// The same, of one that has said nothing, so that what it throws is not caught: its message is not known yet.
+    RepeatUncaught(String),
     /// The attribute is evaluated again alone, with all the memory.
     RepeatAlone,
     /// The task is done again with fewer workers in parallel; the line for the log says why.
@@ -453,7 +455,7 @@ impl<'a> Diagnosis<'a> {
             }
             // Another program may have used up the host's memory.
             1 if is_alone && !worker.was_stopped && self.repeated.insert(worker.at.clone()) => {
-                Verdict::Repeat(format!(
+                Verdict::RepeatUncaught(format!(
                     "{}: Nix was killed by SIGKILL, which the kernel sends when memory runs out; evaluating it once more",
                     worker.name
                 ))
@@ -587,6 +589,7 @@ mod tests {
         match verdict {
             Verdict::EvaluationError(message) => format!("error: {message}"),
             Verdict::Repeat(line) => format!("repeat: {line}"),
+            Verdict::RepeatUncaught(line) => format!("repeat uncaught: {line}"),
             Verdict::RepeatAlone => "alone".into(),
             Verdict::RepeatWithFewer(line) => format!("fewer: {line}"),
             Verdict::RepeatWithMore => "more".to_owned(),
@@ -889,7 +892,7 @@ mod tests {
         // The kernel may have killed it because of another program.
         starts(
             verdict(1, true, 1, false),
-            "repeat: web: Nix was killed by SIGKILL",
+            "repeat uncaught: web: Nix was killed by SIGKILL",
         );
         starts(verdict(1, true, 1, false), "error: it needs more memory");
         // Earlier attributes may have used it.

@@ -141,6 +141,10 @@ impl Walk<'_> {
                 self.log.say(line);
                 LineEnd::Again { catch: true }
             }
+            Verdict::RepeatUncaught(line) => {
+                self.log.say(line);
+                LineEnd::Again { catch: false }
+            }
             Verdict::RepeatAlone => LineEnd::Alone,
             Verdict::RepeatWithMore => LineEnd::Waits,
             Verdict::RepeatWithFewer(line) => {
