@@ -68,6 +68,14 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
         {
             Class::Build
         }
+        // 2.34 may die of this while it ends, when it has said that something could not be had.
+        Ending::Killed(signal)
+            if signal == Signal::SIGSEGV as i32
+                && of(phase, Ending::Exited(1), nix_output) == Class::Infrastructure
+                && nix_output.error.is_some() =>
+        {
+            Class::Infrastructure
+        }
         Ending::Killed(signal) => Class::Signal(signal),
         Ending::Exited(_) if phase == Phase::Copying => Class::Infrastructure,
         Ending::Exited(_) if evaluates && nix_output.is_expressions_own() => Class::Evaluation,
@@ -403,6 +411,15 @@ mod tests {
             of(Phase::Evaluating, Ending::Killed(11), &plain),
             Class::Signal(11)
         );
+        let unreachable =
+            nix_output(&["unable to download 'http://h/x': Couldn't connect to server (7)"]);
+        for (output, class) in [
+            (&unreachable, Class::Infrastructure),
+            (&nix_output(&[]), Class::Signal(11)),
+        ] {
+            let died = of(Phase::Evaluating, Ending::Killed(11), output);
+            assert_eq!(died, class);
+        }
         let builder = nix_output(&["builder for 'DRV' failed with exit code 1"]);
         assert_eq!(
             of(Phase::Evaluating, Ending::Exited(1), &builder),

@@ -175,6 +175,13 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     {
         return Some(*trouble);
     }
+    // Another Nix makes the store, and has not written its version yet.
+    if ["/db/schema\" is corrupt", "/db/schema' is corrupt"]
+        .iter()
+        .any(|end| message.ends_with(end))
+    {
+        return Some(Trouble::System);
+    }
     // 2.8, while it downloads.
     let download = message.starts_with("download of '") && message.ends_with("' was interrupted");
     if download || message.starts_with("interrupted by the user") {
@@ -377,6 +384,11 @@ mod tests {
                 Some(Trouble::System),
             ),
             ("the database or disk is full", None, None),
+            (
+                "\"/nix/var/nix/db/schema\" is corrupt",
+                Some(Trouble::System),
+                Some(Trouble::System),
+            ),
             (
                 "error parsing derivation '/s/x.drv': error: expected string 'Derive(['",
                 None,

@@ -150,6 +150,8 @@ pub(super) struct Diagnosis<'a> {
     missed: BTreeMap<AttrIndex, (StorePath, u32)>,
     /// The attributes that were repeated because the failure may be the infrastructure's.
     repeated: BTreeSet<AttrIndex>,
+    /// The attributes that were repeated because the kernel killed Nix, which had all the memory.
+    killed: BTreeSet<AttrIndex>,
     /// When what may be the infrastructure's was last noted of an attribute. All workers evaluate the root: what began before that, and
     /// fails at the same, need not have met anything else.
     noted: BTreeMap<AttrIndex, Duration>,
@@ -166,6 +168,7 @@ impl<'a> Diagnosis<'a> {
             disturbed: BTreeMap::new(),
             missed: BTreeMap::new(),
             repeated: BTreeSet::new(),
+            killed: BTreeSet::new(),
             noted: BTreeMap::new(),
             suspected: BTreeMap::new(),
         }
@@ -454,7 +457,7 @@ impl<'a> Diagnosis<'a> {
                 ))
             }
             // Another program may have used up the host's memory.
-            1 if is_alone && !worker.was_stopped && self.repeated.insert(worker.at.clone()) => {
+            1 if is_alone && !worker.was_stopped && self.killed.insert(worker.at.clone()) => {
                 Verdict::RepeatUncaught(format!(
                     "{}: Nix was killed by SIGKILL, which the kernel sends when memory runs out; evaluating it once more",
                     worker.name
