@@ -676,6 +676,70 @@ fn a_source_that_the_collector_takes_while_it_is_evaluated_is_had_anew() {
     }
 }
 
+/// Each evaluation finds it valid, as where another job reads it too, and keeps it no more than the one before: a collection takes it.
+#[test]
+fn a_source_that_the_collector_takes_each_time_is_kept_once_it_is_there() {
+    for records in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.write("source/text", "its-text");
+        let source = store.work().join("source");
+        let source = source.to_str().unwrap();
+        let hash = store.nix("nix-hash", ["--type", "sha256", "--base32", source]);
+        let add = ["--add-fixed", "--recursive", "sha256", source];
+        let exports: Vec<String> = store
+            .env()
+            .iter()
+            .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
+            .filter(|(name, _)| name.starts_with("NIX_"))
+            .map(|(name, value)| format!("export {name}='{value}'\n"))
+            .collect();
+        let real = tool("nix-store").unwrap();
+        let collects = store.root().join("collects");
+        let script = format!(
+            "{}{} --gc >/dev/null 2>&1",
+            exports.concat(),
+            real.display()
+        );
+        fs::write(&collects, script).unwrap();
+        store.targets(&format!(
+            r#"let
+              source = builtins.path {{ name = "source"; path = {source}; sha256 = "{hash}"; }};
+              wait = builtins.readFile (build "wait-${{builtins.getEnv "EVALUATION"}}" ". {collects}; echo >$out");
+            in {{ a = builtins.seq source (builtins.seq wait (file (builtins.readFile (source + "/text")))); }}"#,
+            hash = hash.trim(),
+            collects = collects.display(),
+        ));
+        store.nix("nix-store", add);
+        let evaluator = if records { "nix" } else { "nix-instantiate" };
+        let adds = format!(
+            "case \"$*\" in --check-validity*) \"$REAL\" {} >/dev/null 2>&1;; esac",
+            add.join(" ")
+        );
+        let stand_ins = StandIns::new(store.bin())
+            .before(evaluator, "export EVALUATION=$$")
+            .before("nix-store", &adds);
+        let program = if records {
+            record(&store)
+        } else {
+            step(&store, "a")
+        };
+        let ended = program.env("PATH", stand_ins.path(&store)).run();
+        if records {
+            records_all(&ended, 1);
+        } else {
+            ended.exits(0);
+        }
+        // (2.34 names no folder, of which the store could be asked.)
+        let said = [
+            "was missing during the evaluation",
+            "is not valid: the garbage collector",
+            "the garbage collector removed",
+        ];
+        let times = said.map(|said| ended.stderr.matches(said).count());
+        assert_eq!(times.iter().sum::<usize>(), 1, "{ended}");
+    }
+}
+
 /// Nix 2.8 does this where the signal comes while it sends a `.drv` to its daemon.
 #[test]
 fn a_nix_that_loses_a_signal_and_waits_without_an_end_is_ended_and_it_is_evaluated_once_more() {

@@ -118,7 +118,13 @@ impl StorePath {
     /// `source`. The collector may take it each time.
     #[must_use]
     pub fn may_come_anew(&self) -> bool {
-        self.name() == "source" || self.as_path().extension() == Some("drv".as_ref())
+        self.name() == "source" || self.is_drv()
+    }
+
+    /// Whether it is the path of a `.drv`, by its name.
+    #[must_use]
+    pub fn is_drv(&self) -> bool {
+        self.as_path().extension() == Some("drv".as_ref())
     }
 
     /// The store's folder (`/nix/store` on most hosts).

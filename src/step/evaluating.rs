@@ -111,6 +111,7 @@ impl<'e> Evaluating<'e> {
                 Err(NoDrv::Disturbed) => self.disturbed += 1,
                 Err(NoDrv::Registered(path)) => {
                     self.disturbed += 1;
+                    self.keep(&path, step)?;
                     self.registered = Some(path);
                 }
                 Err(NoDrv::Lacked(path, failure)) => {
@@ -131,6 +132,16 @@ impl<'e> Evaluating<'e> {
             }
         }
         Ok(None)
+    }
+
+    /// Roots a path that the last evaluation missed and that is valid now: it would not be kept for the next one either, which finds it
+    /// there. (A `.drv` is written by each.)
+    fn keep(&self, path: &StorePath, step: &mut StepRun<'_>) -> Result<(), Failure> {
+        if let Some(roots) = self.roots.as_ref().filter(|_| !path.is_drv()) {
+            let link = roots.numbered(self.disturbed);
+            step.store.keep_path(path, &link, step.supervisor)?;
+        }
+        Ok(())
     }
 
     /// Counts that the `.drv` of the last evaluation, or an output of it, was gone before it could be used.

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 
-use super::keeping::rooting_line;
+use super::Store;
 use super::printed::no_answer_of_nix;
-use super::{ATTEMPTS, Answer, Store};
 use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::keys::refuse;
 use crate::keys::secret_values::{secret_in_options, sentence};
 use crate::nix::command::OwnedOptions;
 use crate::nix::{
-    Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath, caches, command,
-    flake_settings,
+    Evaluation, FlakeMetadata, LockedFlake, Source, StorePath, caches, command, flake_settings,
 };
 use crate::supervise::{Finished, Supervisor};
 
@@ -86,35 +84,10 @@ impl Store {
         link: &Path,
         supervisor: &mut Supervisor,
     ) -> Result<bool, Failure> {
-        let Some(source) = &lock.source else {
-            return Ok(true);
-        };
-        let mut options = self.options(supervisor)?;
-        options.push(("substitute".into(), "false".into()));
-        let rooting = rooting_line(source, link, &options);
-        for _ in 0..ATTEMPTS {
-            let Answer { finished, stderr } = self.run(supervisor, &rooting)?;
-            let is_rooted = finished.ending.success();
-            // A collection that has read the roots before may be about to take it.
-            if is_rooted && self.collection().is_none() {
-                return Ok(true);
-            }
-            let is_certain = self.outlives_collection(None, supervisor)?;
-            if !self.is_valid(supervisor, source)? {
-                return Ok(false);
-            }
-            if !is_rooted {
-                let message = NixOutput::of(&stderr).final_message(finished.ending);
-                self.log.warn(format_args!(
-                    "{source} has no GC root during the evaluation: {message}"
-                ));
-                return Ok(true);
-            }
-            if is_certain {
-                return Ok(true);
-            }
+        match &lock.source {
+            Some(source) => self.keep_path(source, link, supervisor),
+            None => Ok(true),
         }
-        Ok(true)
     }
 
     /// The settings that a flake asks for (`nixConfig`), where this host trusts it with them. It takes a process only where a flake

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::examined::names_root;
 use super::printed::no_answer_of_nix;
-use super::{Answer, COLLECTOR_HINT, Collection, Misses, PathQuestion, Store};
+use super::{ATTEMPTS, Answer, COLLECTOR_HINT, Collection, Misses, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
@@ -196,6 +196,45 @@ impl Store {
             format_args!("the garbage collector took {name} {KEEPING_ATTEMPTS} times"),
         )
         .hint(COLLECTOR_HINT))
+    }
+
+    /// Roots a path of contents, as a source, at `link`, where it is valid: no evaluation keeps one that was valid before it began. Says
+    /// whether it is there.
+    ///
+    /// # Errors
+    /// The store cannot be asked (75); a signal asked us to end (128 + n).
+    pub fn keep_path(
+        &mut self,
+        path: &StorePath,
+        link: &Path,
+        supervisor: &mut Supervisor,
+    ) -> Result<bool, Failure> {
+        let mut options = self.options(supervisor)?;
+        options.push(("substitute".into(), "false".into()));
+        let rooting = rooting_line(path, link, &options);
+        for _ in 0..ATTEMPTS {
+            let Answer { finished, stderr } = self.run(supervisor, &rooting)?;
+            let is_rooted = finished.ending.success();
+            // A collection that has read the roots before may be about to take it.
+            if is_rooted && self.collection().is_none() {
+                return Ok(true);
+            }
+            let is_certain = self.outlives_collection(None, supervisor)?;
+            if !self.is_valid(supervisor, path)? {
+                return Ok(false);
+            }
+            if !is_rooted {
+                let message = NixOutput::of(&stderr).final_message(finished.ending);
+                self.log.warn(format_args!(
+                    "{path} has no GC root during the evaluation: {message}"
+                ));
+                return Ok(true);
+            }
+            if is_certain {
+                return Ok(true);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether a file that is rooted now stays, if it is valid. A collection reads the roots when it begins, and takes what had none

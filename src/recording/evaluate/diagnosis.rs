@@ -67,7 +67,7 @@ pub(super) enum Verdict {
     Fail(Failure),
 }
 
-/// A question to the store.
+/// A question to the store, or a wish.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question<'a> {
     /// Does it answer at all? Fails if it does not.
@@ -78,6 +78,8 @@ pub(super) enum Question<'a> {
     IsOfStore(&'a StorePath),
     /// Is this file in the store there, and what it leads to?
     Exists(&'a Path),
+    /// Keeps this path, which is valid, from the collector.
+    Keep(&'a StorePath),
 }
 
 /// A task that failed, or whose worker died.
@@ -318,6 +320,9 @@ impl<'a> Diagnosis<'a> {
                 }
             }
         };
+        if let DisturbedBy::Registration(path) = by {
+            ask(Question::Keep(path))?;
+        }
         let told = if is_noted {
             self.told(at, name, by)
         } else {
@@ -812,7 +817,7 @@ mod tests {
         let end = (Ending::Exited(1), &*printed);
         let valid = |question: Question<'_>| match question {
             Question::IsValid(path) => Ok(path.as_str() == PATH),
-            Question::Answers | Question::IsOfStore(_) | Question::Exists(_) => Ok(true),
+            _ => Ok(true),
         };
         let mut verdict = |again| judge(&mut diagnosis, attr(), again, end, valid);
         for time in 1..ATTEMPTS {
@@ -832,9 +837,9 @@ mod tests {
             let mut diagnosis = diagnosis(&root);
             judge(&mut diagnosis, attr(), false, end, |question| {
                 Ok(match question {
-                    Question::Answers | Question::IsOfStore(_) => true,
                     Question::IsValid(_) => valid,
                     Question::Exists(_) => exists,
+                    _ => true,
                 })
             })
         };

@@ -5,10 +5,11 @@
 //! wherever the collector was seen at work, and else where it takes no more than a fiftieth of the evaluation's time.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::DrvPath;
+use crate::nix::{DrvPath, StorePath};
 use crate::state::{Roots, StateFolder};
 use crate::store::{Keeper, Kept, Store};
 use crate::supervise::Supervisor;
@@ -66,15 +67,7 @@ impl<'a> FoundRoots<'a> {
             return Ok(Vec::new());
         }
         let began = Instant::now();
-        let in_state = || "cannot root what was found so far".to_owned();
-        let roots = match self.roots.take() {
-            Some(roots) => roots,
-            None => self
-                .state
-                .roots()
-                .classify(Class::Infrastructure, in_state)?,
-        };
-        let link = self.roots.insert(roots).numbered(self.count);
+        let link = self.next_link()?;
         let keeper = Keeper {
             name: "what was found so far",
             // No other recording writes the same path, which a collection may be about to take.
@@ -93,6 +86,38 @@ impl<'a> FoundRoots<'a> {
                 Ok(Vec::new())
             }
         }
+    }
+
+    /// Roots a path that an evaluation missed and that is valid now: the next one finds it there, and would not keep it. (A `.drv` is written
+    /// by each.)
+    ///
+    /// # Errors
+    /// The state folder or the store fails (75).
+    pub(super) fn keep_path(
+        &mut self,
+        path: &StorePath,
+        store: &mut Store,
+        supervisor: &mut Supervisor,
+    ) -> Result<(), Failure> {
+        if path.is_drv() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let link = self.next_link()?;
+        store.keep_path(path, &link, supervisor)?;
+        self.took += began.elapsed();
+        self.count += 1;
+        Ok(())
+    }
+
+    fn next_link(&mut self) -> Result<PathBuf, Failure> {
+        let roots = match self.roots.take() {
+            Some(roots) => roots,
+            None => self.state.roots().classify(Class::Infrastructure, || {
+                "cannot root what was found so far".to_owned()
+            })?,
+        };
+        Ok(self.roots.insert(roots).numbered(self.count))
     }
 
     /// These are gone all the same.

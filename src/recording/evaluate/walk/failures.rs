@@ -112,12 +112,13 @@ impl Walk<'_> {
             ending,
             nix_output,
         };
-        let supervisor = &mut *self.supervisor;
+        let (supervisor, roots) = (&mut *self.supervisor, &mut self.roots);
         let verdict = self.diagnosis.failed(&failed, |question| match question {
             Question::Answers => store.check_answers(supervisor).map(|()| true),
             Question::IsValid(path) => store.is_valid(supervisor, path),
             Question::IsOfStore(path) => Ok(store.may_have(path)),
             Question::Exists(file) => Ok(file.exists()),
+            Question::Keep(path) => roots.keep_path(path, store, supervisor).map(|()| true),
         })?;
         let is_gone = !self.workers.contains_key(&worker);
         self.carry_out(verdict, worker, is_gone)
