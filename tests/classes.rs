@@ -679,8 +679,12 @@ fn a_source_that_the_collector_takes_while_it_is_evaluated_is_had_anew() {
 /// Each evaluation finds it valid, as where another job reads it too, and keeps it no more than the one before: a collection takes it.
 #[test]
 fn a_source_that_the_collector_takes_each_time_is_kept_once_it_is_there() {
-    for records in [false, true] {
+    // Once more right after Nix has called it valid.
+    let cases = [false, true].map(|records| [false, true].map(|collected| (records, collected)));
+    for (records, is_collected_again) in cases.into_iter().flatten() {
         let Some(store) = Store::new() else { return };
+        let expression = "{ early = true; late = builtins.readFile ./text; }";
+        store.write("source/default.nix", expression);
         store.write("source/text", "its-text");
         let source = store.work().join("source");
         let source = source.to_str().unwrap();
@@ -705,14 +709,23 @@ fn a_source_that_the_collector_takes_each_time_is_kept_once_it_is_there() {
             r#"let
               source = builtins.path {{ name = "source"; path = {source}; sha256 = "{hash}"; }};
               wait = builtins.readFile (build "wait-${{builtins.getEnv "EVALUATION"}}" ". {collects}; echo >$out");
-            in {{ a = builtins.seq source (builtins.seq wait (file (builtins.readFile (source + "/text")))); }}"#,
+            it = import source;
+            in {{ a = builtins.seq it.early (builtins.seq wait (file it.late)); }}"#,
             hash = hash.trim(),
             collects = collects.display(),
         ));
         store.nix("nix-store", add);
         let evaluator = if records { "nix" } else { "nix-instantiate" };
+        let again = if is_collected_again {
+            format!(
+                "[ -e \"$0\".once ] || {{ : >\"$0\".once; . {}; }}; ",
+                collects.display()
+            )
+        } else {
+            String::new()
+        };
         let adds = format!(
-            "case \"$*\" in --check-validity*) \"$REAL\" {} >/dev/null 2>&1;; esac",
+            "case \"$*\" in --check-validity*) \"$REAL\" {} >/dev/null 2>&1; \"$REAL\" \"$@\"; status=$?; {again}exit $status;; esac",
             add.join(" ")
         );
         let stand_ins = StandIns::new(store.bin())

@@ -92,8 +92,14 @@ impl<'e> Evaluating<'e> {
             step.begin_group(format_args!("evaluating {}{why}", self.evaluation));
             let started = Instant::now();
             let root = self.roots.as_ref().map(Roots::link);
+            let missed = self.roots.as_ref();
+            let missed = missed.map(|roots| roots.numbered(self.disturbed));
+            let links = Links {
+                drv: root.as_deref(),
+                missed: missed.as_deref(),
+            };
             let repeated = self.doubted || self.disturbed > 0;
-            let evaluated = evaluate(step, self.evaluation, root.as_deref(), repeated);
+            let evaluated = evaluate(step, self.evaluation, links, repeated);
             step.seconds.evaluate += started.elapsed();
             drop(slot);
             if let (Err(NoDrv::Doubtful(failure) | NoDrv::Failed(failure)), Some(Err(error))) =
@@ -111,7 +117,6 @@ impl<'e> Evaluating<'e> {
                 Err(NoDrv::Disturbed) => self.disturbed += 1,
                 Err(NoDrv::Registered(path)) => {
                     self.disturbed += 1;
-                    self.keep(&path, step)?;
                     self.registered = Some(path);
                 }
                 Err(NoDrv::Lacked(path, failure)) => {
@@ -132,16 +137,6 @@ impl<'e> Evaluating<'e> {
             }
         }
         Ok(None)
-    }
-
-    /// Roots a path that the last evaluation missed and that is valid now: it would not be kept for the next one either, which finds it
-    /// there. (A `.drv` is written by each.)
-    fn keep(&self, path: &StorePath, step: &mut StepRun<'_>) -> Result<(), Failure> {
-        if let Some(roots) = self.roots.as_ref().filter(|_| !path.is_drv()) {
-            let link = roots.numbered(self.disturbed);
-            step.store.keep_path(path, &link, step.supervisor)?;
-        }
-        Ok(())
     }
 
     /// Counts that the `.drv` of the last evaluation, or an output of it, was gone before it could be used.
@@ -174,18 +169,26 @@ impl<'e> Evaluating<'e> {
     }
 }
 
+/// Where an evaluation has GC roots.
+#[derive(Clone, Copy)]
+struct Links<'l> {
+    drv: Option<&'l Path>,
+    /// Of a path that it missed.
+    missed: Option<&'l Path>,
+}
+
 /// Evaluates one attribute. `repeated`: an evaluation was disturbed, or failed in a way that may not happen again.
 fn evaluate(
     step: &mut StepRun<'_>,
     evaluation: &Evaluation,
-    root: Option<&Path>,
+    links: Links<'_>,
     repeated: bool,
 ) -> Result<DrvPath, NoDrv> {
     let locked = match step.store.lock_line(step.supervisor, evaluation)? {
         Some(line) => {
             let printed = run(step, evaluation, &line, Phase::Fetching, Suspicion::NONE)?;
             let lock = step.store.read_lock(step.supervisor, &line, &printed)?;
-            let source = root.map(|root| root.with_extension("source"));
+            let source = links.drv.map(|root| root.with_extension("source"));
             if let Some(source) = source
                 && !step.store.keep_source(&lock, &source, step.supervisor)?
             {
@@ -197,13 +200,14 @@ fn evaluate(
         }
         None => None,
     };
-    let line = step
-        .store
-        .instantiate_line(step.supervisor, evaluation, locked.as_ref(), root)?;
+    let line =
+        step.store
+            .instantiate_line(step.supervisor, evaluation, locked.as_ref(), links.drv)?;
     // Whether it throws is asked only where it has failed before.
     let suspicion = Suspicion {
         ask_throws: repeated,
         locked: locked.as_ref(),
+        missed: links.missed,
     };
     let printed = run(step, evaluation, &line, Phase::Evaluating, suspicion)?;
     let drvs: Vec<DrvPath> = printed
@@ -261,6 +265,8 @@ struct Suspicion<'l> {
     ask_throws: bool,
     /// The flake that the expression is of, locked.
     locked: Option<&'l LockedFlake>,
+    /// Where a path is rooted that it has missed, and that is valid.
+    missed: Option<&'l Path>,
 }
 
 impl Suspicion<'_> {
@@ -268,6 +274,7 @@ impl Suspicion<'_> {
     const NONE: Self = Self {
         ask_throws: false,
         locked: None,
+        missed: None,
     };
 }
 
@@ -311,7 +318,7 @@ fn run(
         let mut missing = None;
         match output.disturbance(finished.ending) {
             Some(Disturbance::Gone(path)) if !throws => {
-                let why = why_missing(step, &path, output.is_of_named_path())?;
+                let why = why_missing(step, &path, output.is_of_named_path(), suspicion.missed)?;
                 missing = Some((path, why));
             }
             Some(Disturbance::Daemon) if class == Class::Infrastructure => {
@@ -324,7 +331,7 @@ fn run(
                     .say("a .drv that is needed was lost: the garbage collector disturbed the evaluation");
                 return Err(NoDrv::Disturbed);
             }
-            None if !throws => missing = why_file_missing(step, &output)?,
+            None if !throws => missing = why_file_missing(step, &output, suspicion.missed)?,
             _ => {}
         }
         match missing {
@@ -356,13 +363,24 @@ enum WhyMissing {
     Named,
 }
 
+/// Whether a path is there that an evaluation missed. It is rooted at `link` from then on: the next evaluation, which finds it there, would not
+/// keep it either, and what is asked of its files is so of one state. (A `.drv` is written by each.)
+fn is_kept(step: &mut StepRun<'_>, path: &StorePath, link: Option<&Path>) -> Result<bool, Failure> {
+    let is_valid = step.is_valid(path)?;
+    match link.filter(|_| is_valid && !path.is_drv()) {
+        Some(link) => step.store.keep_path(path, link, step.supervisor),
+        None => Ok(is_valid),
+    }
+}
+
 /// Why an evaluation has missed `path`; `names`: as far as Nix says, the expression itself does.
 fn why_missing(
     step: &mut StepRun<'_>,
     path: &StorePath,
     names: bool,
+    link: Option<&Path>,
 ) -> Result<WhyMissing, Failure> {
-    if step.is_valid(path)? {
+    if is_kept(step, path, link)? {
         step.log.say(format_args!(
             "{path} was missing during the evaluation, and is valid now"
         ));
@@ -382,6 +400,7 @@ fn why_missing(
 fn why_file_missing(
     step: &mut StepRun<'_>,
     output: &NixOutput,
+    link: Option<&Path>,
 ) -> Result<Option<(StorePath, WhyMissing)>, Failure> {
     Ok(match output.lacked_file() {
         None => None,
@@ -394,7 +413,7 @@ fn why_file_missing(
             Some((path, WhyMissing::Taken))
         }
         Some(LackedFile::In { path, file }) => {
-            if !step.is_valid(&path)? {
+            if !is_kept(step, &path, link)? {
                 if !step.store.may_have(&path) {
                     return Ok(None);
                 }

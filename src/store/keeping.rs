@@ -212,7 +212,7 @@ impl Store {
         let mut options = self.options(supervisor)?;
         options.push(("substitute".into(), "false".into()));
         let rooting = rooting_line(path, link, &options);
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let Answer { finished, stderr } = self.run(supervisor, &rooting)?;
             let is_rooted = finished.ending.success();
             // A collection that has read the roots before may be about to take it.
@@ -223,14 +223,14 @@ impl Store {
             if !self.is_valid(supervisor, path)? {
                 return Ok(false);
             }
-            if !is_rooted {
+            if !is_rooted && attempt == ATTEMPTS {
                 let message = NixOutput::of(&stderr).final_message(finished.ending);
                 self.log.warn(format_args!(
                     "{path} has no GC root during the evaluation: {message}"
                 ));
                 return Ok(true);
             }
-            if is_certain {
+            if is_rooted && is_certain {
                 return Ok(true);
             }
         }

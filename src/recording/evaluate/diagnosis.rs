@@ -67,19 +67,17 @@ pub(super) enum Verdict {
     Fail(Failure),
 }
 
-/// A question to the store, or a wish.
+/// A question to the store.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question<'a> {
     /// Does it answer at all? Fails if it does not.
     Answers,
-    /// Is this path valid?
+    /// Is this path valid? Then it is kept from now on.
     IsValid(&'a StorePath),
     /// Can this path, which is not valid, be one of this store?
     IsOfStore(&'a StorePath),
     /// Is this file in the store there, and what it leads to?
     Exists(&'a Path),
-    /// Keeps this path, which is valid, from the collector.
-    Keep(&'a StorePath),
 }
 
 /// A task that failed, or whose worker died.
@@ -320,9 +318,6 @@ impl<'a> Diagnosis<'a> {
                 }
             }
         };
-        if let DisturbedBy::Registration(path) = by {
-            ask(Question::Keep(path))?;
-        }
         let told = if is_noted {
             self.told(at, name, by)
         } else {

@@ -88,8 +88,8 @@ impl<'a> FoundRoots<'a> {
         }
     }
 
-    /// Roots a path that an evaluation missed and that is valid now: the next one finds it there, and would not keep it. (A `.drv` is written
-    /// by each.)
+    /// Roots a path that an evaluation missed and that is valid: the next one finds it there, and would not keep it; and what is asked of its
+    /// files is so of one state. Says whether it is there still. (A `.drv` is written by each evaluation.)
     ///
     /// # Errors
     /// The state folder or the store fails (75).
@@ -98,16 +98,16 @@ impl<'a> FoundRoots<'a> {
         path: &StorePath,
         store: &mut Store,
         supervisor: &mut Supervisor,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         if path.is_drv() {
-            return Ok(());
+            return Ok(true);
         }
         let began = Instant::now();
         let link = self.next_link()?;
-        store.keep_path(path, &link, supervisor)?;
+        let is_there = store.keep_path(path, &link, supervisor)?;
         self.took += began.elapsed();
         self.count += 1;
-        Ok(())
+        Ok(is_there)
     }
 
     fn next_link(&mut self) -> Result<PathBuf, Failure> {

@@ -115,10 +115,11 @@ impl Walk<'_> {
         let (supervisor, roots) = (&mut *self.supervisor, &mut self.roots);
         let verdict = self.diagnosis.failed(&failed, |question| match question {
             Question::Answers => store.check_answers(supervisor).map(|()| true),
-            Question::IsValid(path) => store.is_valid(supervisor, path),
+            Question::IsValid(path) => Ok(
+                store.is_valid(supervisor, path)? && roots.keep_path(path, store, supervisor)?
+            ),
             Question::IsOfStore(path) => Ok(store.may_have(path)),
             Question::Exists(file) => Ok(file.exists()),
-            Question::Keep(path) => roots.keep_path(path, store, supervisor).map(|()| true),
         })?;
         let is_gone = !self.workers.contains_key(&worker);
         self.carry_out(verdict, worker, is_gone)
