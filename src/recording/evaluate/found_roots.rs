@@ -28,6 +28,7 @@ pub(super) struct FoundRoots<'a> {
     /// How many there are, what they keep, and how long all of them took.
     count: u32,
     kept: BTreeSet<DrvPath>,
+    kept_sources: BTreeSet<StorePath>,
     took: Duration,
 }
 
@@ -39,6 +40,7 @@ impl<'a> FoundRoots<'a> {
             roots: None,
             count: 0,
             kept: BTreeSet::new(),
+            kept_sources: BTreeSet::new(),
             took: Duration::ZERO,
         }
     }
@@ -99,7 +101,8 @@ impl<'a> FoundRoots<'a> {
         store: &mut Store,
         supervisor: &mut Supervisor,
     ) -> Result<bool, Failure> {
-        if path.is_drv() {
+        // Of many attributes that lack files of one source, each asks.
+        if path.is_drv() || self.kept_sources.contains(path) {
             return Ok(true);
         }
         let began = Instant::now();
@@ -107,6 +110,9 @@ impl<'a> FoundRoots<'a> {
         let is_there = store.keep_path(path, &link, supervisor)?;
         self.took += began.elapsed();
         self.count += 1;
+        if is_there {
+            self.kept_sources.insert(path.clone());
+        }
         Ok(is_there)
     }
 
