@@ -184,27 +184,9 @@ fn a_collection_before_the_pin_is_rooted_takes_nothing_of_what_was_evaluated() {
     for daemon in [false, true] {
         let Some(store) = Store::new() else { return };
         store.targets(TARGETS);
-        let daemon = daemon.then(|| store.daemon());
-        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
-        let garbage = store.nix("nix-store", ["--add", "default.nix"]);
-        let stand_ins = StandIns::new(store.bin())
-            .before(
-                "nix-instantiate",
-                "env -u NIX_REMOTE nix-store --gc >/dev/null 2>&1",
-            )
-            .counting("nix");
-        let ended = record(&store, &["--skip", "none"])
-            .envs(client)
-            .env("PATH", stand_ins.path(&store))
-            .run();
-        let recorded = drvs(&Pipeline::of(&ended));
-        assert_eq!(recorded.len(), 2);
-        assert!(!store.has(&garbage), "there was no collection: {ended}");
-        assert!(!ended.stderr.contains("garbage"), "{ended}");
+        let stand_ins = keeps_all_until_the_pin(&store, daemon, &["--skip", "none"]);
         assert_eq!(stand_ins.calls("nix").len(), 1, "one evaluator");
         assert_eq!(stand_ins.calls("nix-instantiate").len(), 1, "one pin");
-        store.collect();
-        assert!(recorded.iter().all(|drv| store.has(drv)));
     }
 }
 
@@ -220,32 +202,41 @@ fn a_collection_before_the_pin_of_a_flake_is_rooted_takes_nothing_of_what_was_ev
             "flake.nix",
             &format!("{{ outputs = {{ self }}: {{ packages.{system} = {targets}; }}; }}"),
         );
-        let daemon = daemon.then(|| store.daemon());
-        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
-        let garbage = store.nix("nix-store", ["--add", "flake.nix"]);
-        // The pin's is the last one.
-        let stand_ins = StandIns::new(store.bin())
-            .before(
-                "nix-instantiate",
-                "env -u NIX_REMOTE nix-store --gc >/dev/null 2>&1",
-            )
-            .counting("nix-store");
-        let ended = record(&store, &["--flake", "path:.", "--skip", "none"])
-            .envs(client)
-            .env("PATH", stand_ins.path(&store))
-            .run();
-        let recorded = drvs(&Pipeline::of(&ended));
-        assert_eq!(recorded.len(), 2);
-        assert!(!store.has(&garbage), "there was no collection: {ended}");
-        assert!(!ended.stderr.contains("garbage"), "{ended}");
+        let flags = ["--flake", "path:.", "--skip", "none"];
+        let stand_ins = keeps_all_until_the_pin(&store, daemon, &flags);
         let calls = stand_ins.calls("nix-instantiate");
         let pins = calls
             .iter()
             .filter(|call| call.iter().any(|word| word == "--argstr"));
         assert_eq!(pins.count(), 1, "one pin");
-        store.collect();
-        assert!(recorded.iter().all(|drv| store.has(drv)));
     }
+}
+
+/// Records beside a collection before each `nix-instantiate`, of which the pin's is the last: nothing is lost. Gives the stand-ins, which have
+/// counted.
+#[track_caller]
+fn keeps_all_until_the_pin(store: &Store, daemon: bool, flags: &[&str]) -> StandIns {
+    let daemon = daemon.then(|| store.daemon());
+    let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+    store.write("unused", "");
+    let garbage = store.nix("nix-store", ["--add", "unused"]);
+    let stand_ins = StandIns::new(store.bin())
+        .before(
+            "nix-instantiate",
+            "env -u NIX_REMOTE nix-store --gc >/dev/null 2>&1",
+        )
+        .counting("nix");
+    let ended = record(store, flags)
+        .envs(client)
+        .env("PATH", stand_ins.path(store))
+        .run();
+    let recorded = drvs(&Pipeline::of(&ended));
+    assert_eq!(recorded.len(), 2);
+    assert!(!store.has(&garbage), "there was no collection: {ended}");
+    assert!(!ended.stderr.contains("garbage"), "{ended}");
+    store.collect();
+    assert!(recorded.iter().all(|drv| store.has(drv)));
+    stand_ins
 }
 
 #[test]
