@@ -8,7 +8,6 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::FileTypeExt},
     path::Path,
     process::Stdio,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -20,6 +19,7 @@ use unix::{
 };
 
 use crate::support::{
+    collector::beside_collectors,
     daemon::Daemon,
     program::{Ended, Program, read_json},
     stand_in::StandIns,
@@ -885,42 +885,25 @@ fn a_collector_that_never_rests_is_all_that_a_step_ever_fails_for() {
     let Some(store) = Store::new() else { return };
     store.targets("builtins.listToAttrs (builtins.genList (n: { name = \"t${toString n}\"; value = file \"t${toString n}\"; }) 12)");
     let targets: Vec<Target> = (0..12).map(|n| store.target(&format!("t{n}"))).collect();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let collector = scope.spawn(|| {
-            let mut collections = 0;
-            while !over.load(Ordering::Relaxed) {
-                store.collect();
-                collections += 1;
-            }
-            collections
-        });
-        let steps = || {
-            for (n, target) in targets.iter().enumerate() {
-                let step = store.step(target.flags()).args([
-                    "--attr",
-                    &format!("t{n}"),
-                    "--out-link",
-                    &format!("link-{n}"),
-                ]);
-                let ended = step.run();
-                match ended.status.code() {
-                    Some(0) => assert!(store.has(target.out()), "{ended}"),
-                    // Three times within one step is rare, and no fault of the step's.
-                    _ => {
-                        ended.fails(75, "surroundings");
-                    }
+    let collections = beside_collectors(&[store.collector()], || {
+        for (n, target) in targets.iter().enumerate() {
+            let step = store.step(target.flags()).args([
+                "--attr",
+                &format!("t{n}"),
+                "--out-link",
+                &format!("link-{n}"),
+            ]);
+            let ended = step.run();
+            match ended.status.code() {
+                Some(0) => assert!(store.has(target.out()), "{ended}"),
+                // Three times within one step is rare, and no fault of the step's.
+                _ => {
+                    ended.fails(75, "surroundings");
                 }
             }
-        };
-        // However they end, the collector is to end as well.
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(steps));
-        over.store(true, Ordering::Relaxed);
-        assert!(collector.join().unwrap() > 0);
-        if let Err(panic) = ended {
-            std::panic::resume_unwind(panic);
         }
     });
+    assert!(collections > 0);
 }
 
 #[test]

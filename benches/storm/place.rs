@@ -4,8 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    thread,
 };
 
 use crate::{
@@ -79,7 +77,7 @@ impl Place {
 
     /// A collection of all garbage, as root runs it on a host with a daemon as well: not through it.
     pub(crate) fn collector(&self) -> Program {
-        self.store.program("nix-store").arg("--gc")
+        self.store.collector()
     }
 
     /// What another evaluation does that reads the source: it is valid for a moment, and nothing keeps it then.
@@ -107,35 +105,6 @@ impl Drop for Place {
         self.daemon = None;
         kill_marked(self.store.root().to_str().unwrap());
     }
-}
-
-/// Runs `work` while each of these programs, of which one at least is a collector, runs again and again. Gives how often they ran.
-pub(crate) fn beside_collectors(collectors: &[Program], work: impl FnOnce()) -> usize {
-    /// Ends the collectors also where the work panics.
-    struct Ends<'a>(&'a AtomicBool);
-    impl Drop for Ends<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    let is_over = AtomicBool::new(false);
-    let collections = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        let _ends = Ends(&is_over);
-        for collector in collectors {
-            let (is_over, collections) = (&is_over, &collections);
-            scope.spawn(move || {
-                while !is_over.load(Ordering::SeqCst) {
-                    // It may fail where a path is made anew while it is deleted: it comes again at once.
-                    collector.run();
-                    collections.fetch_add(1, Ordering::SeqCst);
-                }
-            });
-        }
-        work();
-    });
-    collections.into_inner()
 }
 
 /// Ends all processes that have one of these folders in their environment, and removes the folders, while trials may still be

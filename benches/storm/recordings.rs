@@ -6,10 +6,12 @@ use std::{collections::BTreeSet, fs, path::Path};
 use serde_json::json;
 
 use crate::{
-    place::{Place, SOURCE, beside_collectors},
+    place::{Place, SOURCE},
     seed::Random,
     stage::Stage,
-    support::{program::Ended, recording::Pipeline, target::expression},
+    support::{
+        collector::beside_collectors, program::Ended, recording::Pipeline, target::expression,
+    },
 };
 
 /// How the first try ended, and whether one of three ended with 0.

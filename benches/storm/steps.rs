@@ -12,10 +12,11 @@ use std::{
 };
 
 use crate::{
-    place::{Place, SOURCE, beside_collectors},
+    place::{Place, SOURCE},
     seed::Random,
     stage::Stage,
     support::{
+        collector::beside_collectors,
         program::{Ended, Running},
         target::Target,
     },

@@ -5,6 +5,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod buildkite;
+pub(crate) mod collector;
 pub(crate) mod daemon;
 pub(crate) mod processes;
 pub(crate) mod program;

@@ -410,7 +410,12 @@ impl Store {
     /// Collects all garbage.
     #[track_caller]
     pub(crate) fn collect(&self) {
-        self.nix("nix-store", ["--gc"]);
+        self.collector().run().exits(0);
+    }
+
+    /// A collection of all garbage, without a daemon.
+    pub(crate) fn collector(&self) -> Program {
+        self.program("nix-store").arg("--gc")
     }
 
     /// Is this path in the store?
