@@ -43,6 +43,8 @@ pub struct NixOutput {
     pub error: Option<String>,
     /// The place in an expression that this message names: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
+    /// The folder of the store, where this message [leaves it out](Self::lacks_folder) and the store was asked.
+    pub store: Option<PathBuf>,
     /// That message with all its parts.
     message: Option<Message>,
     /// A message that comes line by line, so far.
@@ -166,16 +168,11 @@ pub enum Disturbance {
 /// What an evaluation lacked that is no store path as a whole. What Nix has fetched or copied before has no root, and a collection may take it
 /// while the evaluation reads it (`fetchTarball` and `builtins.path` with a `sha256`).
 #[derive(Debug, PartialEq, Eq)]
-pub enum LackedFile {
-    /// A file in a store path.
-    In {
-        /// The store path.
-        path: StorePath,
-        /// The whole path of the file.
-        file: PathBuf,
-    },
-    /// A store path of which Nix (2.34) leaves out the folder: this one has another.
-    Named(StorePath),
+pub struct LackedFile {
+    /// The store path.
+    pub path: StorePath,
+    /// The whole path of the file.
+    pub file: PathBuf,
 }
 
 impl NixOutput {
@@ -711,20 +708,29 @@ impl NixOutput {
             let is_all = self.nothing_failed() && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
-        StorePath::parse(lacked(error)?).ok().map(Disturbance::Gone)
+        let named = lacked(error)?;
+        let path = match &self.store {
+            Some(store) if is_base_name(named) => StorePath::parse(store.join(named).to_str()?),
+            _ => StorePath::parse(named),
+        };
+        path.ok().map(Disturbance::Gone)
+    }
+
+    /// Whether the last message says that a store path is missing, and leaves out its folder, as 2.34 does where an evaluation has not read
+    /// anything of it yet: only the store knows which path is meant.
+    #[must_use]
+    pub fn lacks_folder(&self) -> bool {
+        let named = self.error.as_deref().and_then(lacked);
+        named.is_some_and(is_base_name) && !self.may_be_imitated()
     }
 
     /// The file in the store that an evaluation lacked, where its last message says that of one that is no store path as a whole.
     #[must_use]
     pub fn lacked_file(&self) -> Option<LackedFile> {
         let path = lacked(self.error.as_deref()?).filter(|_| !self.may_be_imitated())?;
-        if !path.contains('/') {
-            let named = StorePath::parse(&format!("/store/{path}"));
-            return named.ok().map(LackedFile::Named);
-        }
         let mut above = Path::new(path).ancestors().skip(1);
         let path_of = |above: &Path| StorePath::parse(above.to_str()?).ok();
-        above.find_map(path_of).map(|store_path| LackedFile::In {
+        above.find_map(path_of).map(|store_path| LackedFile {
             path: store_path,
             file: path.into(),
         })
@@ -775,6 +781,11 @@ fn lacked(error: &str) -> Option<&str> {
     // From 2.26 on, one in a private store is shown behind a slash of its own.
     let bare = path.strip_prefix('/').filter(|it| it.starts_with('/'));
     Some(bare.unwrap_or(path))
+}
+
+/// Whether this is a store path without its folder.
+fn is_base_name(path: &str) -> bool {
+    !path.contains('/') && StorePath::parse(&format!("/s/{path}")).is_ok()
 }
 
 /// Whether a message says only that something failed that is needed.
@@ -851,7 +862,7 @@ mod tests {
             |message: &str| NixOutput::of(format!("error: {message}").as_bytes()).lacked_file();
         let base = "0123456789abcdfghijklmnpqrsvwxyz-x";
         let path = StorePath::parse(&format!("/s/{base}")).unwrap();
-        let below = || LackedFile::In {
+        let below = || LackedFile {
             path: path.clone(),
             file: format!("/s/{base}/sub/a.nix").into(),
         };
@@ -868,18 +879,30 @@ mod tests {
             let message = words.replace("PATH", &format!("/s/{base}/sub/a.nix"));
             assert_eq!(lacked(&message), Some(below()), "{message}");
         }
-        let named = StorePath::parse(&format!("/store/{base}")).unwrap();
-        assert_eq!(
-            lacked(&format!("path '{base}' is not valid")),
-            Some(LackedFile::Named(named))
-        );
         for other in [
+            format!("path '{base}' is not valid"),
             format!("path '/s/{base}' is not valid"),
             "getting status of '/home/x/a.nix': No such file or directory".to_owned(),
             "attribute 'x' missing".to_owned(),
             "path 'x' is not valid".to_owned(),
         ] {
             assert_eq!(lacked(&other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_path_without_its_folder_is_one_of_the_store_that_is_asked() {
+        let base = "0123456789abcdfghijklmnpqrsvwxyz-x";
+        let failed = Ending::Exited(1);
+        let mut output = NixOutput::of(format!("error: path '{base}' is not valid").as_bytes());
+        assert!(output.lacks_folder());
+        assert_eq!(output.disturbance(failed), None);
+        output.store = Some("/s".into());
+        let path = StorePath::parse(&format!("/s/{base}")).unwrap();
+        assert_eq!(output.disturbance(failed), Some(Disturbance::Gone(path)));
+        for other in [&*format!("/s/{base}"), "x"] {
+            let message = format!("error: path '{other}' is not valid");
+            assert!(!NixOutput::of(message.as_bytes()).lacks_folder(), "{other}");
         }
     }
 

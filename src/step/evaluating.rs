@@ -297,6 +297,7 @@ fn run(
     if let Some(failure) = class::settings_refused(&output) {
         return Err(NoDrv::Failed(failure));
     }
+    step.store.complete(&mut output, step.supervisor)?;
     if let Ending::Exited(_) = finished.ending {
         step.find_root_cause(&mut output, None)?;
     }
@@ -404,15 +405,7 @@ fn why_file_missing(
 ) -> Result<Option<(StorePath, WhyMissing)>, Failure> {
     Ok(match output.lacked_file() {
         None => None,
-        Some(LackedFile::Named(path)) => {
-            step.log.say(format_args!(
-                "{}-{} is not valid: the garbage collector disturbed the evaluation",
-                path.hash(),
-                path.name()
-            ));
-            Some((path, WhyMissing::Taken))
-        }
-        Some(LackedFile::In { path, file }) => {
+        Some(LackedFile { path, file }) => {
             if !is_kept(step, &path, link)? {
                 if !step.store.may_have(&path) {
                     return Ok(None);

@@ -119,7 +119,23 @@ impl Store {
         Ok(command::store_folder(&options))
     }
 
-    /// The folder of this store's paths, where it was asked for: here, because the store had refused a question.
+    /// Asks for the folder where a message of Nix's leaves it out, and says it to what was printed.
+    ///
+    /// # Errors
+    /// As [`Store::ask_for_folder`].
+    pub fn complete(
+        &mut self,
+        printed: &mut NixOutput,
+        supervisor: &mut Supervisor,
+    ) -> Result<(), Failure> {
+        if printed.lacks_folder() {
+            self.ask_for_folder(supervisor)?;
+            printed.store = self.folder().map(Path::to_owned);
+        }
+        Ok(())
+    }
+
+    /// The folder of this store's paths, where it was asked for: because the store had refused a question, say.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
         self.folder.get()?.as_deref()

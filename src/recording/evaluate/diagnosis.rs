@@ -279,13 +279,7 @@ impl<'a> Diagnosis<'a> {
         let by = match nix_output.disturbance(*ending) {
             None => match nix_output.lacked_file() {
                 None => return Ok(None),
-                Some(LackedFile::Named(path)) => {
-                    if self.is_named(at, &path, is_noted) {
-                        return Ok(None);
-                    }
-                    DisturbedBy::Collector
-                }
-                Some(LackedFile::In { path, file }) => {
+                Some(LackedFile { path, file }) => {
                     gone = path;
                     let is_valid = ask(Question::IsValid(&gone))?;
                     if is_valid && ask(Question::Exists(&file))? {

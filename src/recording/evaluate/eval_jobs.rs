@@ -16,8 +16,7 @@ use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::{
-    AttrPath, DrvPath, LackedFile, LockedFlake, NixOutput, NoiseFilter, Phase, Source, class,
-    command,
+    AttrPath, DrvPath, LockedFlake, NixOutput, NoiseFilter, Phase, Source, class, command,
 };
 use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
 use crate::secrets::redacted;
@@ -138,10 +137,10 @@ fn read(
                 .unwrap_or_else(|| without_escapes(&printed).trim().to_owned());
             // It catches what an attribute throws, as one that ends.
             let is_disturbed = nix_output.disturbance(Ending::Exited(1)).is_some()
-                || nix_output.lacked_file().is_some_and(|lacked| match lacked {
-                    LackedFile::In { path, .. } => path.as_path().symlink_metadata().is_err(),
-                    LackedFile::Named(_) => true,
-                });
+                || nix_output.lacks_folder()
+                || nix_output
+                    .lacked_file()
+                    .is_some_and(|lacked| lacked.path.as_path().symlink_metadata().is_err());
             if nix_output.trouble(false).is_some() || is_disturbed && !was_repeated {
                 let what = format!("{attr} was not evaluated");
                 return Err(class::infrastructure_failure(what, &nix_output, &message));

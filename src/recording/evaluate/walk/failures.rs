@@ -17,7 +17,11 @@ use crate::store::Store;
 
 impl Walk<'_> {
     /// A worker's process has ended.
-    pub(super) fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
+    pub(super) fn ended(
+        &mut self,
+        ended: &mut EndedWorker,
+        store: &mut Store,
+    ) -> Result<(), Failure> {
         let worker = ended.worker;
         self.has_ended = true;
         let (doing, since, stopped_at) = match self.workers.remove(&worker) {
@@ -38,7 +42,7 @@ impl Walk<'_> {
         }
         match WorkerEnd::of(ended.stop_cause, ended.ending) {
             WorkerEnd::Died => {
-                self.failed_since(worker, since, ended.ending, &ended.nix_output, store)
+                self.failed_since(worker, since, ended.ending, &mut ended.nix_output, store)
             }
             WorkerEnd::TooLarge => {
                 let at = self.schedule.at(worker);
@@ -83,7 +87,7 @@ impl Walk<'_> {
         &mut self,
         worker: WorkerId,
         ending: Ending,
-        nix_output: &NixOutput,
+        nix_output: &mut NixOutput,
         store: &mut Store,
     ) -> Result<(), Failure> {
         let since = self.workers.get(&worker).map(|worker| worker.since);
@@ -96,9 +100,10 @@ impl Walk<'_> {
         worker: WorkerId,
         since: Option<Duration>,
         ending: Ending,
-        nix_output: &NixOutput,
+        nix_output: &mut NixOutput,
         store: &mut Store,
     ) -> Result<(), Failure> {
+        store.complete(nix_output, self.supervisor)?;
         let at = self.schedule.at(worker);
         let name = self.name_of(&at);
         let now = self.now();

@@ -183,7 +183,7 @@ impl Walk<'_> {
 
     /// A worker has done what it was sent last, or failed to.
     fn done(&mut self, worker: WorkerId, store: &mut Store) -> Result<(), Failure> {
-        let output = self.processes.output(worker);
+        let mut output = self.processes.output(worker);
         let printed = self.processes.continued(worker);
         let Some(Worker { doing, .. }) = self.workers.get_mut(&worker) else {
             return Ok(());
@@ -207,7 +207,7 @@ impl Walk<'_> {
             Doing::Loading { lines, .. } if output.error.is_some() => {
                 let is_current = self.invocation.first_lines() == lines;
                 if is_current && !self.invocation.try_next_file() {
-                    return self.failed(worker, FAILED, &output, store);
+                    return self.failed(worker, FAILED, &mut output, store);
                 }
                 self.processes.close(worker);
                 *doing = Doing::Ending;
@@ -217,7 +217,7 @@ impl Walk<'_> {
                 deep,
             } => match deep {
                 Some(path) => self.give_up_deep(worker, &path, false),
-                None => self.failed(worker, FAILED, &output, store)?,
+                None => self.failed(worker, FAILED, &mut output, store)?,
             },
             Doing::Walking { .. } => {
                 self.progress.pass_on(&printed);
@@ -245,7 +245,7 @@ impl Walk<'_> {
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.doing = Doing::Waiting;
         }
-        self.failed(worker, FAILED, &output, store)
+        self.failed(worker, FAILED, &mut output, store)
     }
 
     /// An attribute throws, which a worker with one task has to catch. The first of them are evaluated once more for their messages.

@@ -230,9 +230,9 @@ impl<'a> Walk<'a> {
             for (worker, line) in self.processes.watch(self.supervisor, is_last)? {
                 self.line(worker, &line, store)?;
             }
-            for ended in self.processes.ended() {
+            for mut ended in self.processes.ended() {
                 if !self.supervisor.is_stopped() {
-                    self.ended(&ended, store)?;
+                    self.ended(&mut ended, store)?;
                 }
             }
             let (begun, known) = self.schedule.names();
