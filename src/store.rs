@@ -20,6 +20,7 @@ mod validity;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -54,8 +55,26 @@ const ASKED_AT_ONCE: usize = 2;
 /// What to do about a garbage collector that disturbs.
 pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while no job runs; from Nix 2.35 on it leaves alone what is in use";
 
+/// The failure of an evaluation that has missed something [as often](ATTEMPTS) as it is repeated, at last this path, which was valid right
+/// after it.
+#[must_use]
+pub fn missed_each_time(evaluation: impl Display, path: &StorePath) -> Failure {
+    let hint = if path.is_drv() {
+        LOST_DRV_HINT
+    } else {
+        COLLECTOR_HINT
+    };
+    Failure::new(
+        Class::Infrastructure,
+        format_args!(
+            "the evaluation of {evaluation} missed what it needs {ATTEMPTS} times: at last {path}, which was valid right after it"
+        ),
+    )
+    .hint(hint)
+}
+
 /// What to do about a `.drv` that is valid each time it was missing.
-pub const LOST_DRV_HINT: &str = "where its file does not exist, write it anew with `nix-instantiate --repair FILE -A ATTR` on this host (a collection may have taken it while it was written, and `nix-store --verify` does not mend a .drv); else retry while no garbage collector runs";
+const LOST_DRV_HINT: &str = "where its file does not exist, write it anew with `nix-instantiate --repair FILE -A ATTR` on this host (a collection may have taken it while it was written, and `nix-store --verify` does not mend a .drv); else retry while no garbage collector runs";
 
 /// The store that Nix uses here, and the settings with which it is asked.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ use unix::{
 
 use super::failures::ordinary_user;
 use super::support::{
+    collector::collecting,
     daemon::{Daemon, is_for_all},
     processes::{Process, children},
     program::{Ended, Program},
@@ -626,6 +627,7 @@ fn a_source_that_the_collector_takes_while_it_is_evaluated_is_had_anew() {
     let ways = [
         "import ./sub/late.nix",
         "builtins.readFile ./sub/text",
+        "builtins.readFile (./. + \"/it's text\")",
         "builtins.head (builtins.attrNames (builtins.readDir ./sub))",
         "import (pinned + \"/sub/late.nix\")",
         "builtins.readFile (pinned + \"/sub/text\")",
@@ -640,6 +642,7 @@ fn a_source_that_the_collector_takes_while_it_is_evaluated_is_had_anew() {
         store.write("source/default.nix", &late);
         store.write("source/sub/late.nix", "\"late\"");
         store.write("source/sub/text", "late");
+        store.write("source/it's text", "late");
         let source = store.work().join("source");
         let hash = store.nix(
             "nix-hash",
@@ -697,21 +700,7 @@ fn a_source_that_the_collector_takes_each_time_is_kept_once_it_is_there() {
         let source = source.to_str().unwrap();
         let hash = store.nix("nix-hash", ["--type", "sha256", "--base32", source]);
         let add = ["--add-fixed", "--recursive", "sha256", source];
-        let exports: Vec<String> = store
-            .env()
-            .iter()
-            .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
-            .filter(|(name, _)| name.starts_with("NIX_"))
-            .map(|(name, value)| format!("export {name}='{value}'\n"))
-            .collect();
-        let real = tool("nix-store").unwrap();
-        let collects = store.root().join("collects");
-        let script = format!(
-            "{}{} --gc >/dev/null 2>&1",
-            exports.concat(),
-            real.display()
-        );
-        fs::write(&collects, script).unwrap();
+        let collects = collecting(&store);
         store.targets(&format!(
             r#"let
               source = builtins.path {{ name = "source"; path = {source}; sha256 = "{hash}"; }};

@@ -8,6 +8,7 @@ use std::{ffi::OsString, fs, path::Path};
 use serde_json::json;
 
 use crate::support::{
+    collector::collecting,
     program::{Ended, Program},
     recording::Pipeline,
     stand_in::StandIns,
@@ -507,6 +508,63 @@ fn a_collection_takes_the_source_of_a_flake_at_most_before_its_evaluation() {
             .env("PATH", stand_ins.path(&store))
             .run();
         ended.exits(0).passes_on(says);
+    }
+}
+
+/// Evaluated without side effects, Nix reads the files of a source in another way, and says in others that it is gone.
+#[test]
+fn a_pinned_source_that_the_collector_takes_while_a_flake_is_evaluated_is_had_anew() {
+    for late in [
+        "import ./sub/late.nix",
+        "builtins.readFile ./sub/text",
+        "builtins.readFile (./. + \"/it's text\")",
+        "builtins.head (builtins.attrNames (builtins.readDir ./sub))",
+        "\"${./sub}\"",
+        "import (pinned + \"/sub/late.nix\")",
+        "builtins.readFile (pinned + \"/sub/text\")",
+    ] {
+        let Some(store) = Store::new() else { return };
+        let system = system(&store);
+        let source = format!("{{ pinned }}: {{ early = \"e\"; late = {late}; }}");
+        store.write("source/default.nix", &source);
+        store.write("source/sub/late.nix", "\"late\"");
+        store.write("source/sub/text", "late");
+        store.write("source/it's text", "late");
+        let hash = store.nix("nix-hash", ["--type", "sha256", "--base32", "source"]);
+        let body = expression(&format!(
+            r#"let
+              pinned = builtins.path {{ name = "pinned"; path = ./source; sha256 = {hash:?}; }};
+              it = import pinned {{ inherit pinned; }};
+              wait = builtins.readFile (build "wait" "[ -e {once} ] || {{ : >{once}; . {collects}; }}; echo >$out");
+            in {{ packages.{system}.a =
+              builtins.seq it.early (builtins.seq wait (with' {{ inherit (it) late; }} "a" "echo >$out")); }}"#,
+            once = store.root().join("once").display(),
+            collects = collecting(&store).display(),
+        ));
+        let body = body.replace("builtins.currentSystem", &format!("{system:?}"));
+        store.write("flake.nix", &format!("{{ outputs = {{ self }}: {body}; }}"));
+        let attr = format!("packages.{system}.a");
+        for what in [
+            &["pipeline", "--dry-run", "--flake", "path:."][..],
+            &["step", "--flake", "path:.", "--attr", &attr],
+        ] {
+            let _ = fs::remove_file(store.root().join("once"));
+            store.collect();
+            // As another job does: it is valid, and nothing keeps it.
+            let add = format!(
+                "builtins.path {{ name = \"pinned\"; path = ./source; sha256 = {hash:?}; }}"
+            );
+            store.nix(
+                "nix-instantiate",
+                ["--eval", "--read-write-mode", "-E", &add],
+            );
+            let ended = store.eval_once(what).run();
+            ended.exits(0);
+            assert!(ended.stderr.contains("collector"), "{late}: {ended}");
+            if what[0] == "pipeline" {
+                assert_eq!(Pipeline::of(&ended).drvs().len(), 1, "{late}: {ended}");
+            }
+        }
     }
 }
 

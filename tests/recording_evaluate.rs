@@ -932,7 +932,7 @@ fn an_attribute_that_missed_a_path_which_is_valid_by_now_is_evaluated_again() {
         } else {
             // No expression fails because of a path that is there: so it is not to blame.
             ended.exits(75).prints("");
-            mentions(&ended, "and valid right after it, 3 times");
+            mentions(&ended, "missed what it needs 3 times: at last");
         }
     }
 }

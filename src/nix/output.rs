@@ -43,7 +43,7 @@ pub struct NixOutput {
     pub error: Option<String>,
     /// The place in an expression that this message names: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
-    /// The folder of the store, where this message [leaves it out](Self::lacks_folder) and the store was asked.
+    /// The folder of the store, where it was asked for because [a path is missing](Self::lacks_path).
     pub store: Option<PathBuf>,
     /// That message with all its parts.
     message: Option<Message>,
@@ -171,8 +171,20 @@ pub enum Disturbance {
 pub struct LackedFile {
     /// The store path.
     pub path: StorePath,
-    /// The whole path of the file.
+    /// The whole path of the file, as the message has it.
     pub file: PathBuf,
+}
+
+impl LackedFile {
+    /// Whether the file is there by now, and what it leads to. None where the store path has its files elsewhere: not at the place that the
+    /// message names (`local?root=`, from 2.34 on).
+    #[must_use]
+    pub fn is_there(&self) -> Option<bool> {
+        let is_path = |above: &&Path| above.file_name() == self.path.as_path().file_name();
+        let mut above = self.file.ancestors().filter(is_path);
+        let is_here = above.any(|path| path.symlink_metadata().is_ok());
+        is_here.then(|| self.file.exists())
+    }
 }
 
 impl NixOutput {
@@ -708,29 +720,63 @@ impl NixOutput {
             let is_all = self.nothing_failed() && self.reasons == 0;
             return (is_all && self.trouble(true).is_none()).then_some(Disturbance::Unnamed);
         }
-        let named = lacked(error)?;
-        let path = match &self.store {
-            Some(store) if is_base_name(named) => StorePath::parse(store.join(named).to_str()?),
-            _ => StorePath::parse(named),
-        };
-        path.ok().map(Disturbance::Gone)
+        self.named_path(lacked(error)?).map(Disturbance::Gone)
     }
 
-    /// Whether the last message says that a store path is missing, and leaves out its folder, as 2.34 does where an evaluation has not read
-    /// anything of it yet: only the store knows which path is meant.
+    /// Whether the last message says that something is missing that may be a store path, or lie in one: only the store knows which, and
+    /// [wants to say its folder](Self::store) before.
+    #[must_use]
+    pub fn lacks_path(&self) -> bool {
+        let Some(named) = self.error.as_deref().and_then(lacked) else {
+            return false;
+        };
+        let may_be_path = |above: &Path| {
+            let path = above.to_str().map(StorePath::parse);
+            path.is_some_and(|path| path.is_ok())
+        };
+        let is_one = is_base_name(named) || Path::new(named).ancestors().any(may_be_path);
+        is_one && !self.may_be_imitated()
+    }
+
+    /// Whether the last message leaves out the folder of the store path that is missing, as that of 2.34 does where nothing of it was
+    /// read yet.
     #[must_use]
     pub fn lacks_folder(&self) -> bool {
         let named = self.error.as_deref().and_then(lacked);
         named.is_some_and(is_base_name) && !self.may_be_imitated()
     }
 
+    /// The store path that a message names, if it is one of the store that was asked: without its folder (2.34), or below the root of a
+    /// store elsewhere (`local?root=/r`, of which messages before 2.34 name `/r/nix/store/…`). A file of a checkout may be named as a
+    /// store path, and is none.
+    fn named_path(&self, named: &str) -> Option<StorePath> {
+        let path = StorePath::parse(named).ok();
+        let Some(store) = &self.store else {
+            return path;
+        };
+        let base = match &path {
+            None => named,
+            Some(path) if path.store() == store => return Some(path.clone()),
+            Some(path) => {
+                let below_root = store.strip_prefix("/").unwrap_or(store);
+                let is_below_root = path.store().ends_with(below_root);
+                path.as_path()
+                    .file_name()
+                    .filter(|_| is_below_root)?
+                    .to_str()?
+            }
+        };
+        is_base_name(base).then(|| StorePath::parse(store.join(base).to_str()?).ok())?
+    }
+
     /// The file in the store that an evaluation lacked, where its last message says that of one that is no store path as a whole.
     #[must_use]
     pub fn lacked_file(&self) -> Option<LackedFile> {
         let path = lacked(self.error.as_deref()?).filter(|_| !self.may_be_imitated())?;
-        let mut above = Path::new(path).ancestors().skip(1);
-        let path_of = |above: &Path| StorePath::parse(above.to_str()?).ok();
-        above.find_map(path_of).map(|store_path| LackedFile {
+        let above = Path::new(path).ancestors().skip(1);
+        let of_store = above.filter_map(|above| self.named_path(above.to_str()?));
+        // A folder in it may be named as a store path, too.
+        of_store.last().map(|store_path| LackedFile {
             path: store_path,
             file: path.into(),
         })
@@ -766,17 +812,25 @@ fn lacked(error: &str) -> Option<&str> {
         path
     } else {
         let (_, rest) = error.split_once(['\'', '"'])?;
-        let (path, after) = rest.split_once(['\'', '"'])?;
-        let is_lacked = after.starts_with(" is not valid")
-            || after.starts_with(" does not exist")
-            || after.starts_with(": No such file or directory")
-            // `findFile`, about an entry of a search path.
-            || after.starts_with(", since path '") && after.contains("' is not valid")
-            // 2.34, about a path that a store file is to refer to.
-            || after.starts_with(" is required, but there is no substituter")
-            || error.starts_with("cannot build missing derivation")
-            || error.starts_with("failed to obtain derivation of");
-        is_lacked.then_some(path)?
+        // The name of a file may have quotes of its own.
+        let ends = rest.match_indices(['\'', '"']);
+        let mut parts = ends.map(|(end, _)| (&rest[..end], &rest[end + 1..]));
+        let (path, _) = parts.find(|(_, after)| {
+            after.starts_with(" is not valid")
+                // 2.34, about a source that an evaluation without side effects reads, as that of a flake.
+                || after.starts_with(" is not a valid store path")
+                || after.starts_with(" does not exist")
+                || after.starts_with(": No such file or directory")
+                // `findFile`, about an entry of a search path.
+                || after.starts_with(", since path '") && after.contains("' is not valid")
+                // 2.34, about what a substituted path refers to.
+                || after.starts_with(" of path '") && after.contains("' is not a valid path")
+                // 2.34, about a path that a store file is to refer to.
+                || after.starts_with(" is required, but there is no substituter")
+                || error.starts_with("cannot build missing derivation")
+                || error.starts_with("failed to obtain derivation of")
+        })?;
+        path
     };
     // From 2.26 on, one in a private store is shown behind a slash of its own.
     let bare = path.strip_prefix('/').filter(|it| it.starts_with('/'));
@@ -882,6 +936,7 @@ mod tests {
         for other in [
             format!("path '{base}' is not valid"),
             format!("path '/s/{base}' is not valid"),
+            format!("path '/s/{base}' is not a valid store path"),
             "getting status of '/home/x/a.nix': No such file or directory".to_owned(),
             "attribute 'x' missing".to_owned(),
             "path 'x' is not valid".to_owned(),
@@ -895,14 +950,58 @@ mod tests {
         let base = "0123456789abcdfghijklmnpqrsvwxyz-x";
         let failed = Ending::Exited(1);
         let mut output = NixOutput::of(format!("error: path '{base}' is not valid").as_bytes());
-        assert!(output.lacks_folder());
+        assert!(output.lacks_folder() && output.lacks_path());
         assert_eq!(output.disturbance(failed), None);
         output.store = Some("/s".into());
         let path = StorePath::parse(&format!("/s/{base}")).unwrap();
         assert_eq!(output.disturbance(failed), Some(Disturbance::Gone(path)));
-        for other in [&*format!("/s/{base}"), "x"] {
-            let message = format!("error: path '{other}' is not valid");
-            assert!(!NixOutput::of(message.as_bytes()).lacks_folder(), "{other}");
+        let other = NixOutput::of(b"error: path 'x' is not valid");
+        assert!(!other.lacks_folder() && !other.lacks_path());
+    }
+
+    #[test]
+    fn a_missing_path_is_one_of_the_store_that_was_asked() {
+        let base = "0123456789abcdfghijklmnpqrsvwxyz-x";
+        let own = StorePath::parse(&format!("/nix/store/{base}")).unwrap();
+        for (named, is_own) in [
+            ("/nix/store", true),
+            ("/elsewhere/nix/store", true),
+            ("/checkout/store", false),
+            ("/checkout", false),
+        ] {
+            let path = format!("{named}/{base}");
+            let said = |message: String| {
+                let mut output = NixOutput::of(message.as_bytes());
+                assert!(output.lacks_path() && !output.lacks_folder(), "{message}");
+                output.store = Some("/nix/store".into());
+                output
+            };
+            let whole = said(format!("error: path '{path}' is not valid"));
+            let gone = is_own.then(|| Disturbance::Gone(own.clone()));
+            assert_eq!(whole.disturbance(Ending::Exited(1)), gone, "{named}");
+            let file = format!("{path}/{base}/y");
+            let part = said(format!("error: path '{file}' does not exist"));
+            let lacked = is_own.then(|| LackedFile {
+                path: own.clone(),
+                file: file.into(),
+            });
+            assert_eq!(part.lacked_file(), lacked, "{named}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_missing_file_may_have_quotes() {
+        let path = "/s/0123456789abcdfghijklmnpqrsvwxyz-x";
+        for name in ["it's text", "a \"b\" c", "'", "is 'x' here"] {
+            let file = format!("{path}/{name}");
+            for message in [
+                format!("opening file '{file}': No such file or directory"),
+                format!("path '{file}' does not exist"),
+            ] {
+                let output = NixOutput::of(format!("error: {message}").as_bytes());
+                let lacked = output.lacked_file().map(|lacked| lacked.file);
+                assert_eq!(lacked.as_deref(), Some(Path::new(&file)), "{message}");
+            }
         }
     }
 

@@ -14,11 +14,11 @@ use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, LackedFile, LockedFlake, NixOutput, Phase, StorePath, class,
+    Disturbance, DrvPath, Evaluation, LockedFlake, NixOutput, Phase, StorePath, class,
 };
 use crate::secrets::shortened;
 use crate::state::{Roots, StateFolder};
-use crate::store::{ATTEMPTS, COLLECTOR_HINT, LOST_DRV_HINT};
+use crate::store::{ATTEMPTS, COLLECTOR_HINT, missed_each_time};
 use crate::supervise::Finished;
 
 /// How much of a value that is no derivation is shown, in characters.
@@ -147,14 +147,7 @@ impl<'e> Evaluating<'e> {
     /// The failure of a target that was disturbed too often.
     pub(super) fn failure(&self) -> Failure {
         if let Some(path) = &self.registered {
-            return Failure::new(
-                Class::Infrastructure,
-                format_args!(
-                    "{path} was missing during the evaluation of {}, and valid right after it, {ATTEMPTS} times",
-                    self.evaluation
-                ),
-            )
-            .hint(LOST_DRV_HINT);
+            return missed_each_time(self.evaluation, path);
         }
         Failure::new(
             Class::Infrastructure,
@@ -297,7 +290,7 @@ fn run(
     if let Some(failure) = class::settings_refused(&output) {
         return Err(NoDrv::Failed(failure));
     }
-    step.store.complete(&mut output, step.supervisor)?;
+    step.store.tell_folder(&mut output, step.supervisor)?;
     if let Ending::Exited(_) = finished.ending {
         step.find_root_cause(&mut output, None)?;
     }
@@ -332,7 +325,7 @@ fn run(
                     .say("a .drv that is needed was lost: the garbage collector disturbed the evaluation");
                 return Err(NoDrv::Disturbed);
             }
-            None if !throws => missing = why_file_missing(step, &output, suspicion.missed)?,
+            None if !throws => missing = why_file_missing(step, &output, suspicion)?,
             _ => {}
         }
         match missing {
@@ -387,7 +380,7 @@ fn why_missing(
         ));
         return Ok(WhyMissing::Registered);
     }
-    if names || !step.store.may_have(path) {
+    if names {
         return Ok(WhyMissing::Named);
     }
     step.log.say(format_args!(
@@ -401,30 +394,28 @@ fn why_missing(
 fn why_file_missing(
     step: &mut StepRun<'_>,
     output: &NixOutput,
-    link: Option<&Path>,
+    suspicion: Suspicion<'_>,
 ) -> Result<Option<(StorePath, WhyMissing)>, Failure> {
-    Ok(match output.lacked_file() {
-        None => None,
-        Some(LackedFile { path, file }) => {
-            if !is_kept(step, &path, link)? {
-                if !step.store.may_have(&path) {
-                    return Ok(None);
-                }
-                step.log.say(format_args!(
-                    "{path} is not valid: the garbage collector disturbed the evaluation"
-                ));
-                Some((path, WhyMissing::Taken))
-            } else if file.exists() {
-                step.log.say(format_args!(
-                    "{} was missing during the evaluation, and is there now",
-                    file.display()
-                ));
-                Some((path, WhyMissing::Registered))
-            } else {
-                None
-            }
-        }
-    })
+    let Some(lacked) = output.lacked_file() else {
+        return Ok(None);
+    };
+    if !is_kept(step, &lacked.path, suspicion.missed)? {
+        step.log.say(format_args!(
+            "{} is not valid: the garbage collector disturbed the evaluation",
+            lacked.path
+        ));
+        return Ok(Some((lacked.path, WhyMissing::Taken)));
+    }
+    // Where its files are not here, the next evaluation shows it: the path is kept now.
+    let is_first = !suspicion.ask_throws;
+    if !lacked.is_there().unwrap_or(is_first) {
+        return Ok(None);
+    }
+    step.log.say(format_args!(
+        "{} was missing during the evaluation, and is there now",
+        lacked.file.display()
+    ));
+    Ok(Some((lacked.path, WhyMissing::Registered)))
 }
 
 /// The failure of an evaluation that is of `class`.

@@ -119,16 +119,16 @@ impl Store {
         Ok(command::store_folder(&options))
     }
 
-    /// Asks for the folder where a message of Nix's leaves it out, and says it to what was printed.
+    /// Says the folder of this store to what was printed, where that wants to know it.
     ///
     /// # Errors
     /// As [`Store::ask_for_folder`].
-    pub fn complete(
+    pub fn tell_folder(
         &mut self,
         printed: &mut NixOutput,
         supervisor: &mut Supervisor,
     ) -> Result<(), Failure> {
-        if printed.lacks_folder() {
+        if printed.lacks_path() {
             self.ask_for_folder(supervisor)?;
             printed.store = self.folder().map(Path::to_owned);
         }
@@ -144,16 +144,6 @@ impl Store {
     /// Whether a path is known to be of a store in another folder.
     fn is_of_another(&self, path: &StorePath) -> bool {
         self.folder().is_some_and(|folder| folder != path.store())
-    }
-
-    /// Whether a path, of which the store was asked, can be one of its own: false for one in another folder, as a file of a checkout may
-    /// be that is named as a store path. (Of a store with a root of its own, `local?root=/r`, messages before 2.34 name `/r/nix/store/…`.)
-    #[must_use]
-    pub fn may_have(&self, path: &StorePath) -> bool {
-        self.folder().is_none_or(|folder| {
-            let below_root = folder.strip_prefix("/").unwrap_or(folder);
-            path.store().ends_with(below_root)
-        })
     }
 
     /// Whether all of `paths` are there, as Nix says in a form that a program which does nothing cannot give.
@@ -275,25 +265,4 @@ fn dry_run_line(paths: &[&StorePath], options: &command::Options) -> CommandLine
     // Without it one substituter that answers with an error ends the whole question, and what the others have stays unknown.
     options.push(("fallback".into(), "true".into()));
     command::would_obtain(paths, &options)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::log::Log;
-
-    #[test]
-    fn a_path_below_the_root_of_a_store_elsewhere_may_be_its_own_and_one_of_a_checkout_is_not() {
-        let store = Store::new(&[], None, &Log::default());
-        let may_have = |folder: &str| {
-            let base = "0123456789abcdfghijklmnpqrsvwxyz-source";
-            store.may_have(&StorePath::parse(&format!("{folder}/{base}")).unwrap())
-        };
-        assert!(may_have("/checkout"), "nothing is known");
-        store.folder.set(Some("/nix/store".into())).unwrap();
-        assert!(may_have("/nix/store"));
-        assert!(may_have("/elsewhere/nix/store"));
-        assert!(!may_have("/checkout/store"));
-        assert!(!may_have("/checkout"));
-    }
 }

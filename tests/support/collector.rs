@@ -1,11 +1,32 @@
 //! Garbage collectors that never rest.
 
 use std::{
+    fs,
+    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
 
-use super::program::Program;
+use super::{program::Program, store::Store, tool};
+
+/// A shell script that collects all garbage, to be read (`.`) by a builder, which has another environment, or by a stand-in.
+pub(crate) fn collecting(store: &Store) -> PathBuf {
+    let exports: Vec<String> = store
+        .env()
+        .iter()
+        .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
+        .filter(|(name, _)| name.starts_with("NIX_"))
+        .map(|(name, value)| format!("export {name}='{value}'\n"))
+        .collect();
+    let script = format!(
+        "{}{} --gc >/dev/null 2>&1",
+        exports.concat(),
+        tool("nix-store").unwrap().display()
+    );
+    let file = store.root().join("collects");
+    fs::write(&file, script).unwrap();
+    file
+}
 
 /// Runs `work` while each of these programs, of which one at least is a collector, runs again and again. Gives how often one ended with
 /// 0.

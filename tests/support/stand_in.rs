@@ -72,6 +72,13 @@ impl StandIns {
             .collect()
     }
 
+    /// How often `nix-instantiate` has evaluated something: all its calls but the question for the store's folder.
+    pub(crate) fn evaluations(&self) -> usize {
+        let asks = |call: &Vec<String>| call.iter().any(|word| word == "builtins.storeDir");
+        let calls = self.calls("nix-instantiate");
+        calls.iter().filter(|call| !asks(call)).count()
+    }
+
     /// The `PATH` of `store` with the stand-ins before everything else.
     pub(crate) fn path(&self, store: &Store) -> OsString {
         let mut folders = self.folder.clone().into_os_string();

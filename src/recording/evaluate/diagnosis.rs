@@ -22,7 +22,7 @@ use crate::nix::message::in_one_line;
 use crate::nix::{
     Argument, Disturbance, Evaluation, LackedFile, NixOutput, Phase, Source, StorePath, class,
 };
-use crate::store::{ATTEMPTS, COLLECTOR_HINT, LOST_DRV_HINT};
+use crate::store::{ATTEMPTS, COLLECTOR_HINT, missed_each_time};
 
 /// How a worker's process has ended before its task was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,10 +74,8 @@ pub(super) enum Question<'a> {
     Answers,
     /// Is this path valid? Then it is kept from now on.
     IsValid(&'a StorePath),
-    /// Can this path, which is not valid, be one of this store?
-    IsOfStore(&'a StorePath),
     /// Is this file in the store there, and what it leads to?
-    Exists(&'a Path),
+    IsThere(&'a LackedFile),
 }
 
 /// A task that failed, or whose worker died.
@@ -279,15 +277,13 @@ impl<'a> Diagnosis<'a> {
         let by = match nix_output.disturbance(*ending) {
             None => match nix_output.lacked_file() {
                 None => return Ok(None),
-                Some(LackedFile { path, file }) => {
-                    gone = path;
-                    let is_valid = ask(Question::IsValid(&gone))?;
-                    if is_valid && ask(Question::Exists(&file))? {
+                Some(lacked) => {
+                    let is_valid = ask(Question::IsValid(&lacked.path))?;
+                    let is_there = is_valid && ask(Question::IsThere(&lacked))?;
+                    gone = lacked.path;
+                    if is_there {
                         DisturbedBy::Registration(&gone)
-                    } else if is_valid
-                        || !ask(Question::IsOfStore(&gone))?
-                        || self.is_named(at, &gone, is_noted)
-                    {
+                    } else if is_valid || self.is_named(at, &gone, is_noted) {
                         return Ok(None);
                     } else {
                         DisturbedBy::Collector
@@ -302,10 +298,7 @@ impl<'a> Diagnosis<'a> {
                 if ask(Question::IsValid(&gone))? {
                     // Whatever an expression says of a path that is there, it does not fail because of it.
                     DisturbedBy::Registration(&gone)
-                } else if nix_output.is_of_named_path()
-                    || !ask(Question::IsOfStore(&gone))?
-                    || self.is_named(at, &gone, is_noted)
-                {
+                } else if nix_output.is_of_named_path() || self.is_named(at, &gone, is_noted) {
                     return Ok(None);
                 } else {
                     DisturbedBy::Collector
@@ -396,10 +389,7 @@ impl<'a> Diagnosis<'a> {
                         "{path} was missing during the evaluation and is valid now; evaluating {name} once more"
                     ));
                 }
-                let what = format!(
-                    "{path} was missing during the evaluation of {name}, and valid right after it, {ATTEMPTS} times"
-                );
-                (what, LOST_DRV_HINT)
+                return Err(missed_each_time(name, path));
             }
         };
         Err(Failure::new(Class::Infrastructure, what).hint(hint))
@@ -542,8 +532,8 @@ mod tests {
         clippy::unnecessary_wraps,
         reason = "the type of what answers a question"
     )]
-    fn nothing_valid(question: Question<'_>) -> Result<bool, Failure> {
-        Ok(matches!(question, Question::IsOfStore(_)))
+    fn nothing_valid(_: Question<'_>) -> Result<bool, Failure> {
+        Ok(false)
     }
 
     fn no_question(question: Question<'_>) -> Result<bool, Failure> {
@@ -785,20 +775,6 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_another_folder_is_no_path_that_the_collector_took() {
-        let root = root();
-        for what in ["' is not valid", "/x' does not exist"] {
-            let printed =
-                format!("error: path '/checkout/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-src{what}\n");
-            let end = (Ending::Exited(1), &*printed);
-            let verdict = judge(&mut diagnosis(&root), attr(), false, end, |question| {
-                Ok(matches!(question, Question::Answers))
-            });
-            assert!(verdict.starts_with("error: path "), "{verdict}");
-        }
-    }
-
-    #[test]
     fn a_missing_path_that_is_valid_each_time_is_no_error_of_the_expression() {
         let root = root();
         let mut diagnosis = diagnosis(&root);
@@ -812,9 +788,10 @@ mod tests {
         for time in 1..ATTEMPTS {
             assert!(verdict(time > 1).starts_with(&format!("repeat: {PATH} was missing")));
         }
-        let expected = format!("Infrastructure: {PATH} was missing during the evaluation of web");
+        let expected =
+            "Infrastructure: the evaluation of web missed what it needs 3 times: at last";
         let last = verdict(true);
-        assert!(last.starts_with(&expected), "{last}");
+        assert!(last.starts_with(expected), "{last}");
     }
 
     #[test]
@@ -827,8 +804,8 @@ mod tests {
             judge(&mut diagnosis, attr(), false, end, |question| {
                 Ok(match question {
                     Question::IsValid(_) => valid,
-                    Question::Exists(_) => exists,
-                    _ => true,
+                    Question::IsThere(_) => exists,
+                    Question::Answers => true,
                 })
             })
         };

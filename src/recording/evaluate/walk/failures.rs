@@ -103,7 +103,7 @@ impl Walk<'_> {
         nix_output: &mut NixOutput,
         store: &mut Store,
     ) -> Result<(), Failure> {
-        store.complete(nix_output, self.supervisor)?;
+        store.tell_folder(nix_output, self.supervisor)?;
         let at = self.schedule.at(worker);
         let name = self.name_of(&at);
         let now = self.now();
@@ -123,8 +123,7 @@ impl Walk<'_> {
             Question::IsValid(path) => Ok(
                 store.is_valid(supervisor, path)? && roots.keep_path(path, store, supervisor)?
             ),
-            Question::IsOfStore(path) => Ok(store.may_have(path)),
-            Question::Exists(file) => Ok(file.exists()),
+            Question::IsThere(file) => Ok(file.is_there().unwrap_or_default()),
         })?;
         let is_gone = !self.workers.contains_key(&worker);
         self.carry_out(verdict, worker, is_gone)
