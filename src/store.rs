@@ -89,8 +89,8 @@ pub struct Store {
     unreachable: BTreeSet<String>,
     /// The folder of Nix's own state on this host, where collections are looked for.
     state: Option<PathBuf>,
-    /// The folder of its paths, once it was asked for; inside, none where Nix does not say.
-    folder: OnceCell<Option<PathBuf>>,
+    /// The folder of its paths, once it was asked for.
+    folder: OnceCell<PathBuf>,
     /// All files that could not be downloaded so far.
     seen_unreachable: BTreeSet<String>,
     log: Log,

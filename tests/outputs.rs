@@ -778,9 +778,11 @@ fn an_evaluation_that_missed_a_path_which_is_valid_by_now_is_done_again() {
         format!("store path '{path}' does not exist"),
         format!("opening file '{path}': No such file or directory"),
     ] {
-        for times in [1, 5] {
+        for (times, evaluations) in [(1, 2), (9, 5)] {
+            // Only what evaluates misses it, not the question for the store's folder.
             let script = format!(
-                "if [ \"$NTH\" -le {times} ]; then {}; echo \"error: {message}\" >&2; exit 1; fi",
+                "case \"$*\" in *builtins.storeDir*) exec \"$REAL\" \"$@\";; esac
+                 if [ \"$NTH\" -le {times} ]; then {}; echo \"error: {message}\" >&2; exit 1; fi",
                 registers()
             );
             let bin = store.root().join("appearing");
@@ -790,8 +792,7 @@ fn an_evaluation_that_missed_a_path_which_is_valid_by_now_is_done_again() {
                 .env("PATH", stand_ins.path(&store))
                 .run();
             // Where it says so again, it is asked each time whether these are the expression's own words.
-            let calls = stand_ins.calls("nix-instantiate");
-            assert_eq!(calls.len(), times.min(4) + 1, "{ended}");
+            assert_eq!(stand_ins.evaluations(), evaluations, "{ended}");
             if times == 1 {
                 ended.takes("evaluated", "not-recorded");
                 is_true(&ended, &store);

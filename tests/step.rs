@@ -616,6 +616,24 @@ fn an_evaluation_is_given_up_when_the_collector_has_disturbed_it_three_times() {
     assert_eq!(store.links(), BTreeMap::new());
 }
 
+/// As 2.34 says it. Only the store could tell which path is meant, and whether the expression is to blame.
+#[test]
+fn a_missing_path_without_a_folder_is_nobodys_fault_where_nix_does_not_say_that() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    let path = target.drv.as_str();
+    let base = path.rsplit('/').next().unwrap();
+    let asks = "case \"$*\" in *builtins.storeDir*) exit 1 ;; esac";
+    let script =
+        format!("{asks}; printf '%s\\n' \"error: path '{base}' is not valid\" >&2; exit 1");
+    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
+    let step = store.step(recorded(&target));
+    let ended = step.env("PATH", stand_ins.path(&store)).run();
+    ended.fails(75, "surroundings");
+    assert_eq!(stand_ins.evaluations(), 1, "{ended}");
+}
+
 #[test]
 fn an_evaluation_that_fails_with_the_collectors_messages_is_done_again() {
     let Some(store) = Store::new() else { return };

@@ -176,14 +176,26 @@ pub struct LackedFile {
 }
 
 impl LackedFile {
-    /// Whether the file is there by now, and what it leads to. None where the store path has its files elsewhere: not at the place that the
-    /// message names (`local?root=`, from 2.34 on).
+    /// Whether the file is there by now, and what it leads to. None where that cannot be said: the store path has its files elsewhere, not at
+    /// the place that the message names (`local?root=`, from 2.34 on), or the file's name is no UTF-8.
     #[must_use]
     pub fn is_there(&self) -> Option<bool> {
+        let is_known = !self.file.to_string_lossy().contains('\u{fffd}');
+        (is_known && self.is_path_there()).then(|| self.file.exists())
+    }
+
+    /// Whether this is a folder of a checkout that is named as the store names its paths (`rootfs/nix/store/…`), if the path is not valid: one
+    /// that the collector took is not there.
+    #[must_use]
+    pub fn is_of_checkout(&self) -> bool {
+        !self.file.starts_with(self.path.as_path()) && self.is_path_there()
+    }
+
+    /// Whether the store path is there, where the message names it.
+    fn is_path_there(&self) -> bool {
         let is_path = |above: &&Path| above.file_name() == self.path.as_path().file_name();
         let mut above = self.file.ancestors().filter(is_path);
-        let is_here = above.any(|path| path.symlink_metadata().is_ok());
-        is_here.then(|| self.file.exists())
+        above.any(|path| path.symlink_metadata().is_ok())
     }
 }
 
@@ -811,26 +823,40 @@ fn lacked(error: &str) -> Option<&str> {
     let path = if let Some((path, _)) = unquoted {
         path
     } else {
-        let (_, rest) = error.split_once(['\'', '"'])?;
-        // The name of a file may have quotes of its own.
-        let ends = rest.match_indices(['\'', '"']);
-        let mut parts = ends.map(|(end, _)| (&rest[..end], &rest[end + 1..]));
-        let (path, _) = parts.find(|(_, after)| {
-            after.starts_with(" is not valid")
-                // 2.34, about a source that an evaluation without side effects reads, as that of a flake.
-                || after.starts_with(" is not a valid store path")
-                || after.starts_with(" does not exist")
-                || after.starts_with(": No such file or directory")
-                // `findFile`, about an entry of a search path.
-                || after.starts_with(", since path '") && after.contains("' is not valid")
-                // 2.34, about what a substituted path refers to.
-                || after.starts_with(" of path '") && after.contains("' is not a valid path")
-                // 2.34, about a path that a store file is to refer to.
-                || after.starts_with(" is required, but there is no substituter")
-                || error.starts_with("cannot build missing derivation")
-                || error.starts_with("failed to obtain derivation of")
-        })?;
-        path
+        let (opening, rest) = error.split_once(['\'', '"'])?;
+        // The whole sentence: an error may quote anything, and what it quotes may sound like that.
+        let is_system_error = opening
+            .split(' ')
+            .next()
+            .is_some_and(|verb| verb.ends_with("ing"))
+            && opening
+                .bytes()
+                .all(|it| it == b' ' || it.is_ascii_lowercase());
+        let ends_sentence = |after: &str| match opening {
+            "" | "path " | "store path " | "file " | "derivation " => {
+                after.starts_with(" is not valid")
+                    // 2.34, about a source that an evaluation without side effects reads, as that of a flake. (Of a name that no store path
+                    // can have it says why.)
+                    || after.trim_end() == " is not a valid store path"
+                    || after.starts_with(" does not exist")
+                    // 2.34, about a path that a store file is to refer to.
+                    || after.starts_with(" is required, but there is no substituter")
+            }
+            // `findFile`, about an entry of a search path; older versions also of what they cannot read or import.
+            "cannot find " | "cannot read " | "cannot import " => {
+                after.starts_with(", since path '") && after.contains("' is not valid")
+            }
+            // 2.34, about what a substituted path refers to.
+            "reference " => {
+                after.starts_with(" of path '") && after.contains("' is not a valid path")
+            }
+            "cannot build missing derivation " | "failed to obtain derivation of " => true,
+            _ => is_system_error && after.starts_with(": No such file or directory"),
+        };
+        // The name of a file may have quotes of its own, and such words behind them.
+        let mut ends = rest.rmatch_indices(['\'', '"']).map(|(end, _)| end);
+        let end = ends.find(|end| ends_sentence(&rest[end + 1..]))?;
+        &rest[..end]
     };
     // From 2.26 on, one in a private store is shown behind a slash of its own.
     let bare = path.strip_prefix('/').filter(|it| it.starts_with('/'));
@@ -929,6 +955,11 @@ mod tests {
             "reading directory PATH: No such file or directory",
             "cannot find 'PATH', since path 'PATH' is not valid",
             "cannot find 'PATH', since path '' is not valid",
+            "cannot read 'PATH', since path '/s/x' is not valid",
+            "reading symbolic link 'PATH': No such file or directory",
+            "opening directory \"PATH\": No such file or directory",
+            "file 'PATH' does not exist",
+            "'PATH' does not exist",
         ] {
             let message = words.replace("PATH", &format!("/s/{base}/sub/a.nix"));
             assert_eq!(lacked(&message), Some(below()), "{message}");
@@ -990,9 +1021,17 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_missing_file_may_have_quotes() {
+    fn the_name_of_a_missing_file_may_have_quotes_and_words_of_nix() {
         let path = "/s/0123456789abcdfghijklmnpqrsvwxyz-x";
-        for name in ["it's text", "a \"b\" c", "'", "is 'x' here"] {
+        for name in [
+            "it's text",
+            "a \"b\" c",
+            "'",
+            "is 'x' here",
+            "' is not valid",
+            "x' does not exist",
+            "x': No such file or directory",
+        ] {
             let file = format!("{path}/{name}");
             for message in [
                 format!("opening file '{file}': No such file or directory"),
@@ -1002,6 +1041,23 @@ mod tests {
                 let lacked = output.lacked_file().map(|lacked| lacked.file);
                 assert_eq!(lacked.as_deref(), Some(Path::new(&file)), "{message}");
             }
+        }
+    }
+
+    #[test]
+    fn what_an_error_quotes_is_no_sentence_about_a_missing_path() {
+        let path = "/s/0123456789abcdfghijklmnpqrsvwxyz-x";
+        for message in [
+            format!("cannot coerce a set to a string: {{ a = \"{path}/b\"; c = \"where 'd' does not exist\"; }}"),
+            format!("attribute '{path}/x' does not exist' missing"),
+            format!("while parsing a TOML string: 'error: getting status of '{path}/x': No such file or directory'"),
+            format!("unknown hash algorithm '{path}': No such file or directory'"),
+            "path '0123456789abcdfghijklmnpqrsvwxyz-.-f' is not a valid store path: name '.-f' is not valid".to_owned(),
+        ] {
+            let output = NixOutput::of(format!("error: {message}").as_bytes());
+            assert!(!output.lacks_path(), "{message}");
+            assert_eq!(output.lacked_file(), None, "{message}");
+            assert_eq!(output.disturbance(Ending::Exited(1)), None, "{message}");
         }
     }
 

@@ -400,6 +400,9 @@ fn why_file_missing(
         return Ok(None);
     };
     if !is_kept(step, &lacked.path, suspicion.missed)? {
+        if lacked.is_of_checkout() {
+            return Ok(None);
+        }
         step.log.say(format_args!(
             "{} is not valid: the garbage collector disturbed the evaluation",
             lacked.path

@@ -1,7 +1,7 @@
 //! Which paths are valid in the store, which would be fetched, and which are missing.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::batches::batches;
 use super::printed::store_paths;
@@ -96,7 +96,7 @@ impl Store {
         Ok(invalid)
     }
 
-    /// Asks for the folder of this store's paths, once.
+    /// Asks for the folder of this store's paths, until it is known.
     ///
     /// # Errors
     /// A signal asked us to end (128 + n).
@@ -104,8 +104,9 @@ impl Store {
         if self.folder.get().is_none() {
             let line = self.folder_line(supervisor)?;
             let printed = self.printed_if_any(supervisor, &line)?;
-            let folder = printed.and_then(|printed| serde_json::from_str(&printed).ok());
-            let _ = self.folder.set(folder);
+            if let Some(folder) = printed.and_then(|printed| serde_json::from_str(&printed).ok()) {
+                let _ = self.folder.set(folder);
+            }
         }
         Ok(())
     }
@@ -122,7 +123,7 @@ impl Store {
     /// Says the folder of this store to what was printed, where that wants to know it.
     ///
     /// # Errors
-    /// As [`Store::ask_for_folder`].
+    /// The message leaves out the folder, and the store does not say it (75); a signal asked us to end (128 + n).
     pub fn tell_folder(
         &mut self,
         printed: &mut NixOutput,
@@ -131,6 +132,11 @@ impl Store {
         if printed.lacks_path() {
             self.ask_for_folder(supervisor)?;
             printed.store = self.folder().map(Path::to_owned);
+            if printed.store.is_none() && printed.lacks_folder() {
+                let what = "`nix-instantiate --eval -E builtins.storeDir` does not say which store path is missing";
+                return Err(Failure::new(Class::Infrastructure, what)
+                    .hint("check whether Nix works on this host, and retry"));
+            }
         }
         Ok(())
     }
@@ -138,7 +144,7 @@ impl Store {
     /// The folder of this store's paths, where it was asked for: because the store had refused a question, say.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
-        self.folder.get()?.as_deref()
+        self.folder.get().map(PathBuf::as_path)
     }
 
     /// Whether a path is known to be of a store in another folder.

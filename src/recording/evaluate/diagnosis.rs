@@ -76,6 +76,8 @@ pub(super) enum Question<'a> {
     IsValid(&'a StorePath),
     /// Is this file in the store there, and what it leads to?
     IsThere(&'a LackedFile),
+    /// Is this file none of the store, though it looks like one?
+    IsOfCheckout(&'a LackedFile),
 }
 
 /// A task that failed, or whose worker died.
@@ -280,10 +282,11 @@ impl<'a> Diagnosis<'a> {
                 Some(lacked) => {
                     let is_valid = ask(Question::IsValid(&lacked.path))?;
                     let is_there = is_valid && ask(Question::IsThere(&lacked))?;
+                    let is_own = is_valid || ask(Question::IsOfCheckout(&lacked))?;
                     gone = lacked.path;
                     if is_there {
                         DisturbedBy::Registration(&gone)
-                    } else if is_valid || self.is_named(at, &gone, is_noted) {
+                    } else if is_own || self.is_named(at, &gone, is_noted) {
                         return Ok(None);
                     } else {
                         DisturbedBy::Collector
@@ -806,6 +809,7 @@ mod tests {
                     Question::IsValid(_) => valid,
                     Question::IsThere(_) => exists,
                     Question::Answers => true,
+                    Question::IsOfCheckout(_) => false,
                 })
             })
         };

@@ -124,6 +124,7 @@ impl Walk<'_> {
                 store.is_valid(supervisor, path)? && roots.keep_path(path, store, supervisor)?
             ),
             Question::IsThere(file) => Ok(file.is_there().unwrap_or_default()),
+            Question::IsOfCheckout(file) => Ok(file.is_of_checkout()),
         })?;
         let is_gone = !self.workers.contains_key(&worker);
         self.carry_out(verdict, worker, is_gone)
