@@ -629,6 +629,7 @@ fn a_source_that_the_collector_takes_while_it_is_evaluated_is_had_anew() {
         "builtins.readFile ./sub/text",
         "builtins.readFile (./. + \"/it's text\")",
         "builtins.head (builtins.attrNames (builtins.readDir ./sub))",
+        "builtins.head (builtins.attrNames (builtins.readDir ./.))",
         "import (pinned + \"/sub/late.nix\")",
         "builtins.readFile (pinned + \"/sub/text\")",
         "builtins.readFile (builtins.findFile [ { prefix = \"p\"; path = pinned; } ] \"p/sub/text\")",

@@ -519,6 +519,7 @@ fn a_pinned_source_that_the_collector_takes_while_a_flake_is_evaluated_is_had_an
         "builtins.readFile ./sub/text",
         "builtins.readFile (./. + \"/it's text\")",
         "builtins.head (builtins.attrNames (builtins.readDir ./sub))",
+        "builtins.head (builtins.attrNames (builtins.readDir ./.))",
         "\"${./sub}\"",
         "import (pinned + \"/sub/late.nix\")",
         "builtins.readFile (pinned + \"/sub/text\")",

@@ -759,7 +759,7 @@ impl NixOutput {
     }
 
     /// The store path that a message names, if it is one of the store that was asked: without its folder (2.34), or below the root of a
-    /// store elsewhere (`local?root=/r`, of which messages before 2.34 name `/r/nix/store/…`). A file of a checkout may be named as a
+    /// store elsewhere (`local?root=/r`, of which messages before 2.34 name `/r/nix/store/…`, a folder that is there). A file of a checkout may be named as a
     /// store path, and is none.
     fn named_path(&self, named: &str) -> Option<StorePath> {
         let path = StorePath::parse(named).ok();
@@ -771,7 +771,7 @@ impl NixOutput {
             Some(path) if path.store() == store => return Some(path.clone()),
             Some(path) => {
                 let below_root = store.strip_prefix("/").unwrap_or(store);
-                let is_below_root = path.store().ends_with(below_root);
+                let is_below_root = path.store().ends_with(below_root) && path.store().is_dir();
                 path.as_path()
                     .file_name()
                     .filter(|_| is_below_root)?
@@ -824,43 +824,59 @@ fn lacked(error: &str) -> Option<&str> {
         path
     } else {
         let (opening, rest) = error.split_once(['\'', '"'])?;
-        // The whole sentence: an error may quote anything, and what it quotes may sound like that.
-        let is_system_error = opening
-            .split(' ')
-            .next()
-            .is_some_and(|verb| verb.ends_with("ing"))
-            && opening
-                .bytes()
-                .all(|it| it == b' ' || it.is_ascii_lowercase());
-        let ends_sentence = |after: &str| match opening {
-            "" | "path " | "store path " | "file " | "derivation " => {
-                after.starts_with(" is not valid")
-                    // 2.34, about a source that an evaluation without side effects reads, as that of a flake. (Of a name that no store path
-                    // can have it says why.)
-                    || after.trim_end() == " is not a valid store path"
-                    || after.starts_with(" does not exist")
-                    // 2.34, about a path that a store file is to refer to.
-                    || after.starts_with(" is required, but there is no substituter")
-            }
-            // `findFile`, about an entry of a search path; older versions also of what they cannot read or import.
-            "cannot find " | "cannot read " | "cannot import " => {
-                after.starts_with(", since path '") && after.contains("' is not valid")
-            }
-            // 2.34, about what a substituted path refers to.
-            "reference " => {
-                after.starts_with(" of path '") && after.contains("' is not a valid path")
-            }
-            "cannot build missing derivation " | "failed to obtain derivation of " => true,
-            _ => is_system_error && after.starts_with(": No such file or directory"),
-        };
         // The name of a file may have quotes of its own, and such words behind them.
-        let mut ends = rest.rmatch_indices(['\'', '"']).map(|(end, _)| end);
-        let end = ends.find(|end| ends_sentence(&rest[end + 1..]))?;
+        let ends = rest.rmatch_indices(['\'', '"']).map(|(end, _)| end);
+        let mut ends = ends.take(QUOTES_AT_MOST);
+        let end = ends.find(|end| says_missing(opening, &rest[end + 1..]))?;
         &rest[..end]
     };
     // From 2.26 on, one in a private store is shown behind a slash of its own.
     let bare = path.strip_prefix('/').filter(|it| it.starts_with('/'));
     Some(bare.unwrap_or(path))
+}
+
+/// How many quotes of a message are looked at, from its end: those of a file's name, and of the words behind it.
+const QUOTES_AT_MOST: usize = 64;
+
+/// Whether these words before a quoted path, and those behind it, say that it is missing. They are whole sentences of Nix's: an error may quote
+/// anything, and what it quotes may sound like that.
+fn says_missing(before: &str, after: &str) -> bool {
+    let line = after.lines().next().unwrap_or_default();
+    let is_last = !line.contains(['\'', '"']);
+    match before {
+        "" | "path " | "store path " | "file " | "derivation " => {
+            let says = line.starts_with(" is not valid")
+                // 2.34, about a source that an evaluation without side effects reads, as that of a flake. (Of a name that no store path can have
+                // it says why.)
+                || line.trim_end() == " is not a valid store path"
+                || line.starts_with(" does not exist")
+                // 2.34, about a path that a store file is to refer to.
+                || line.starts_with(" is required, but there is no substituter");
+            says && is_last
+        }
+        // `findFile`, about an entry of a search path; older versions also of what they cannot read or import.
+        "cannot find " | "cannot read " | "cannot import " => {
+            line.starts_with(", since path '") && line.contains("' is not valid")
+        }
+        // 2.34, about what a substituted path refers to.
+        "reference " => line.starts_with(" of path '") && line.contains("' is not a valid path"),
+        // About a source, with `substitute = false`.
+        "dependency " => line.starts_with(" of '") && line.contains("' does not exist, and subst"),
+        "cannot build missing derivation " | "failed to obtain derivation of " => true,
+        // An error of the system's: `getting status of`, `opening file`, from 2.34 on also `cannot read directory`.
+        _ => {
+            let mut words = before.split(' ');
+            let is_verb =
+                |word: &str| word.ends_with("ing") && !matches!(word, "string" | "missing");
+            let says = words
+                .next()
+                .is_some_and(|word| word == "cannot" || is_verb(word))
+                && before
+                    .bytes()
+                    .all(|it| it == b' ' || it.is_ascii_lowercase());
+            says && is_last && line.starts_with(": No such file or directory")
+        }
+    }
 }
 
 /// Whether this is a store path without its folder.
@@ -958,6 +974,7 @@ mod tests {
             "cannot read 'PATH', since path '/s/x' is not valid",
             "reading symbolic link 'PATH': No such file or directory",
             "opening directory \"PATH\": No such file or directory",
+            "cannot read directory \"PATH\": No such file or directory",
             "file 'PATH' does not exist",
             "'PATH' does not exist",
         ] {
@@ -994,9 +1011,13 @@ mod tests {
     fn a_missing_path_is_one_of_the_store_that_was_asked() {
         let base = "0123456789abcdfghijklmnpqrsvwxyz-x";
         let own = StorePath::parse(&format!("/nix/store/{base}")).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let elsewhere = root.path().join("nix/store");
+        std::fs::create_dir_all(&elsewhere).unwrap();
         for (named, is_own) in [
             ("/nix/store", true),
-            ("/elsewhere/nix/store", true),
+            (elsewhere.to_str().unwrap(), true),
+            ("/nowhere/nix/store", false),
             ("/checkout/store", false),
             ("/checkout", false),
         ] {
@@ -1018,6 +1039,19 @@ mod tests {
             });
             assert_eq!(part.lacked_file(), lacked, "{named}");
         }
+    }
+
+    #[test]
+    fn a_source_that_is_missing_where_nothing_is_substituted_is_no_failed_build() {
+        let path = "/s/0123456789abcdfghijklmnpqrsvwxyz-x";
+        let message = format!(
+            "error: dependency '{path}' of '{DRV}' does not exist, and substitution is disabled"
+        );
+        let gone = NixOutput::of(message.as_bytes()).disturbance(Ending::Exited(1));
+        assert_eq!(
+            gone,
+            Some(Disturbance::Gone(StorePath::parse(path).unwrap()))
+        );
     }
 
     #[test]
@@ -1052,6 +1086,9 @@ mod tests {
             format!("attribute '{path}/x' does not exist' missing"),
             format!("while parsing a TOML string: 'error: getting status of '{path}/x': No such file or directory'"),
             format!("unknown hash algorithm '{path}': No such file or directory'"),
+            format!("string '{path}': No such file or directory' doesn't represent an absolute path"),
+            format!("path '/x{path}' is not valid' is not in the Nix store"),
+            format!("file '{path}' is not valid' was not found in the Nix search path"),
             "path '0123456789abcdfghijklmnpqrsvwxyz-.-f' is not a valid store path: name '.-f' is not valid".to_owned(),
         ] {
             let output = NixOutput::of(format!("error: {message}").as_bytes());
