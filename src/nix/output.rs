@@ -759,8 +759,8 @@ impl NixOutput {
     }
 
     /// The store path that a message names, if it is one of the store that was asked: without its folder (2.34), or below the root of a
-    /// store elsewhere (`local?root=/r`, of which messages before 2.34 name `/r/nix/store/…`, a folder that is there). A file of a checkout may be named as a
-    /// store path, and is none.
+    /// store elsewhere (`local?root=/r`, of which messages before 2.34 name `/r/nix/store/…`, a folder that is there). A file of a
+    /// checkout may be named as a store path, and is none.
     fn named_path(&self, named: &str) -> Option<StorePath> {
         let path = StorePath::parse(named).ok();
         let Some(store) = &self.store else {
