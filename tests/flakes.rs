@@ -322,6 +322,24 @@ fn a_recording_of_a_flake_gives_the_drv_that_nix_build_gives_whatever_the_refere
     }
 }
 
+/// A host may ask for pure evaluation everywhere: what a recording asks Nix itself is none of it.
+#[test]
+fn a_flake_is_recorded_where_the_host_asks_for_pure_evaluation() {
+    let Some(store) = Store::new() else { return };
+    let text = text(&store);
+    store.write("flake/flake.nix", &text);
+    let record = || {
+        let ended = store
+            .eval_once(["pipeline", "--dry-run", "--flake", "path:./flake"])
+            .run();
+        Pipeline::of(&ended).drvs()
+    };
+    let drvs = record();
+    assert_eq!(drvs.len(), 1);
+    store.configure("pure-eval = true");
+    assert_eq!(record(), drvs);
+}
+
 #[test]
 fn a_flake_that_wants_its_submodules_gets_them_or_is_refused_as_nix_refuses_it() {
     let Some(store) = Store::new() else { return };

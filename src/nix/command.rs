@@ -582,14 +582,14 @@ pub fn eval_jobs(
 #[must_use]
 pub fn current_system(options: &Options) -> CommandLine {
     let arguments = ["--eval", "--json", "-E", "builtins.currentSystem"];
-    command("nix-instantiate", &arguments, options)
+    unrestricted(command("nix-instantiate", &arguments, options))
 }
 
 /// Prints the folder of store paths, as JSON: of a store elsewhere (`local?root=`), the one that its paths name.
 #[must_use]
 pub fn store_folder(options: &Options) -> CommandLine {
     let arguments = ["--eval", "--json", "-E", "builtins.storeDir"];
-    command("nix-instantiate", &arguments, options)
+    unrestricted(command("nix-instantiate", &arguments, options))
 }
 
 /// Prints where a flake is, as JSON, and changes no lock file: one that is missing or stale is an error, where it would be one of
@@ -863,6 +863,8 @@ mod tests {
         for line in [
             write_pin(Path::new("/tmp/pin.json"), &options),
             flake_settings(Path::new("/tmp/flake.nix"), &options),
+            current_system(&options),
+            store_folder(&options),
         ] {
             let words = line.words();
             for (name, _) in &options {
