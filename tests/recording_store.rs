@@ -243,8 +243,8 @@ fn keeps_all_until_the_pin(store: &Store, daemon: bool, flags: &[&str]) -> Stand
 fn a_pin_that_a_running_collection_took_is_made_again() {
     let Some(store) = Store::new() else { return };
     store.targets(TARGETS);
-    // The first question whether it is there comes when it was rooted; just before that, it goes.
-    let script = "case \"$1 $3\" in '--check-validity '*-eval-once-pin.json) if [ ! -e taken ]; then touch taken; \
+    // The first question for what keeps it comes when it was rooted; just before that, it goes.
+    let script = "case \"$1 $3\" in '--query '*-eval-once-pin.json) if [ ! -e taken ]; then touch taken; \
                   env -u NIX_REMOTE \"$REAL\" --delete --ignore-liveness \"$3\" >/dev/null 2>&1; fi;; esac";
     let stand_ins = StandIns::new(store.bin()).before("nix-store", script);
     let ended = record(&store, &["--skip", "none"])

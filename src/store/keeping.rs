@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::examined::names_root;
 use super::printed::no_answer_of_nix;
-use super::{ATTEMPTS, Answer, COLLECTOR_HINT, Collection, Misses, PathQuestion, Store};
+use super::{ATTEMPTS, Answer, COLLECTOR_HINT, Collection, Misses, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
@@ -151,14 +151,8 @@ impl Store {
             let rooted = asked.next();
             answers.extend(asked);
             let is_certain = self.outlives_collection(known, supervisor)?;
-            let mut lines = Self::asked_by(PathQuestion::Invalid, &[&file], &store_options);
-            if keeper.asks_roots {
-                lines.push(Self::roots_line(&file, &store_options));
-            }
-            let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
-            let is_there = asked.next().into_iter().collect();
-            let invalid = self.read_invalid(supervisor, &[&file], is_there)?;
-            if !invalid.is_empty() || !is_certain {
+            let (is_valid, is_seen) = self.sight(keeper, &file, &store_options, supervisor)?;
+            if !is_valid || !is_certain {
                 continue;
             }
             match rooted {
@@ -170,11 +164,7 @@ impl Store {
                 }
                 _ => {
                     let is_ours = check_link(name, &file, link, before)?;
-                    let is_seen = asked.next().is_none_or(|roots| {
-                        !roots.finished.ending.success()
-                            || !is_ours
-                            || names_root(&roots.finished, link)
-                    });
+                    let is_seen = is_seen || !is_ours;
                     if is_seen || unseen || attempt == KEEPING_ATTEMPTS {
                         return Ok(Kept::By {
                             file,
@@ -196,6 +186,28 @@ impl Store {
             format_args!("the garbage collector took {name} {KEEPING_ATTEMPTS} times"),
         )
         .hint(COLLECTOR_HINT))
+    }
+
+    /// Whether a file that was rooted is valid; and whether its root is seen, as far as Nix was asked for that and has answered.
+    fn sight(
+        &mut self,
+        keeper: &Keeper<'_>,
+        file: &StorePath,
+        options: &command::Options,
+        supervisor: &mut Supervisor,
+    ) -> Result<(bool, bool), Failure> {
+        let mut is_seen = true;
+        if keeper.asks_roots {
+            let Answer { finished, .. } = self.run(supervisor, &Self::roots_line(file, options))?;
+            if finished.ending.success() {
+                // Nix names no root of a path that is not valid (2.8.0, 2.26.3, 2.34.8).
+                if names_root(&finished, keeper.link) {
+                    return Ok((true, true));
+                }
+                is_seen = false;
+            }
+        }
+        Ok((self.is_valid(supervisor, file)?, is_seen))
     }
 
     /// Roots a path of contents, as a source, at `link`, where it is valid: no evaluation keeps one that was valid before it began. Says

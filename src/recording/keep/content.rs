@@ -180,26 +180,32 @@ pub(in crate::recording) fn pin_text(
 fn head(file: &Path) -> Option<PinContent> {
     let mut file = open(file)?;
     let mut text = Vec::new();
-    loop {
+    let mut searched = 0;
+    while text.len() < HEAD_AT_MOST {
         let read = file
             .by_ref()
             .take(HEAD_AT_ONCE)
             .read_to_end(&mut text)
             .ok()?;
         // In a string, its quotes would be escaped.
-        if let Some(end) = find(&text, BEFORE_TARGETS) {
-            text.truncate(end);
+        if let Some(end) = find(&text[searched..], BEFORE_TARGETS) {
+            text.truncate(searched + end);
             text.push(b'}');
             return serde_json::from_slice(&text).ok();
         }
         if read == 0 {
             return serde_json::from_slice(&text).ok();
         }
+        searched = text.len().saturating_sub(BEFORE_TARGETS.len());
     }
+    None
 }
 
 /// How much of a pin is read at once, in bytes: more than its beginning takes.
 const HEAD_AT_ONCE: u64 = 4 << 10;
+
+/// How long the beginning may be, in bytes: it has names that an agent passes on, of at most 128 KiB each.
+const HEAD_AT_MOST: usize = 1 << 20;
 
 /// What stands between the beginning of a pin and its targets.
 const BEFORE_TARGETS: &[u8] = b",\"targets\":";
@@ -390,5 +396,25 @@ mod tests {
                 assert_eq!((&*head.recording, head.created), (recording, 5));
             }
         }
+    }
+
+    #[test]
+    fn the_beginning_of_a_pin_is_found_wherever_it_ends_and_not_looked_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pin");
+        let is_found = |branch: usize| {
+            let branch = "b".repeat(branch);
+            let content = format!(
+                r#"{{"version":1,"pipeline":"p","branch":"{branch}","created":5,"targets":["#
+            );
+            fs::write(&file, content).unwrap();
+            head(&file).is_some_and(|head| head.branch == branch)
+        };
+        let at_once = usize::try_from(HEAD_AT_ONCE).unwrap();
+        for branch in at_once - 80..at_once {
+            assert!(is_found(branch), "{branch}");
+        }
+        assert!(is_found(HEAD_AT_MOST - 2 * at_once));
+        assert!(!is_found(HEAD_AT_MOST));
     }
 }
