@@ -482,6 +482,26 @@ fn several_recordings_in_one_step_keep_a_pin_each_and_a_retry_replaces_its_own()
     assert!(store.has(&low));
 }
 
+/// A full disk makes any Nix collect that may write, also one that has nothing to do and ends meanwhile.
+#[test]
+fn where_a_full_disk_makes_nix_collect_a_recording_keeps_what_it_finds() {
+    for daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.targets(TARGETS);
+        store.configure("min-free = 999999999999999");
+        store.configure("max-free = 999999999999999");
+        store.configure("min-free-check-interval = 0");
+        let daemon = daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        let ended = record(&store, &["--skip", "none"]).envs(client).run();
+        let recorded = drvs(&Pipeline::of(&ended));
+        assert_eq!(recorded.len(), 2);
+        assert!(!ended.stderr.contains("warning"), "{ended}");
+        store.collect();
+        assert!(recorded.iter().all(|drv| store.has(drv)), "{ended}");
+    }
+}
+
 #[test]
 fn what_is_gone_is_evaluated_again_and_no_cache_is_asked_for_it() {
     let Some(store) = Store::new() else { return };
