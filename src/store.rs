@@ -15,6 +15,7 @@ mod lacking;
 mod misses;
 mod movement;
 mod printed;
+mod rooting;
 mod trust;
 mod validity;
 
@@ -36,7 +37,7 @@ use self::printed::store_paths;
 pub use collection::Collection;
 pub use copying::NotCopied;
 pub use examined::{
-    LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root, wrong_with_folder,
+    LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, wrong_with_folder,
 };
 pub use flakes::FlakeLock;
 pub use keeping::{KEEPING_ATTEMPTS, Keeper, Kept};

@@ -333,7 +333,11 @@ const ONCE: [Once; 3] = [
 ];
 
 /// Command lines of Nix that more than one file builds, by who else does and the reason.
-const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 7] = [
+const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 8] = [
+    (
+        "collecting_nothing",
+        &[("step/run.rs", "what has died of its collection is repeated")],
+    ),
     (
         "copy_outputs_to",
         &[("store/examined.rs", "a small file is written on trial")],
@@ -343,8 +347,7 @@ const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 7] = [
     (
         "obtain",
         &[
-            ("store/examined.rs", "it makes a root on trial"),
-            ("store/keeping.rs", "it makes the root of a pin"),
+            ("store/rooting.rs", "it makes the root of what is there"),
             ("step/explain.rs", "shows it"),
         ],
     ),

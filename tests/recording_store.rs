@@ -488,9 +488,7 @@ fn where_a_full_disk_makes_nix_collect_a_recording_keeps_what_it_finds() {
     for daemon in [false, true] {
         let Some(store) = Store::new() else { return };
         store.targets(TARGETS);
-        store.configure("min-free = 999999999999999");
-        store.configure("max-free = 999999999999999");
-        store.configure("min-free-check-interval = 0");
+        store.collects_when_full();
         let daemon = daemon.then(|| store.daemon());
         let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
         let ended = record(&store, &["--skip", "none"]).envs(client).run();

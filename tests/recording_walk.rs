@@ -708,7 +708,10 @@ fn an_attribute_at_which_nix_is_killed_for_another_programs_sake_is_evaluated_on
             "evaluation error: a: it needs more memory than the ",
         ),
     ] {
-        let Some(store) = Store::new() else { return };
+        // The builder's parent is the evaluator.
+        let Some(store) = Store::without_daemon() else {
+            return;
+        };
         let killed = store.root().join("killed");
         let times = if kills == 1 { "1" } else { "1 2" };
         let builder = format!(

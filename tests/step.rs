@@ -1149,6 +1149,81 @@ fn the_output_of_a_floating_derivation_is_known_once_it_is_built() {
     ended.prints(&format!("{out}\n"));
 }
 
+/// Nix ends while it still collects where it has nothing to do.
+#[test]
+fn where_a_full_disk_makes_nix_collect_a_step_ends_as_its_outputs_are() {
+    for daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.targets("{ a = file \"a\"; bad = build \"bad\" \"exit 3\"; }");
+        let target = store.target("a");
+        let root = store.root().join("drv");
+        let rooting = [
+            "default.nix",
+            "-A",
+            "a",
+            "--add-root",
+            root.to_str().unwrap(),
+        ];
+        store.nix("nix-instantiate", rooting);
+        store.collects_when_full();
+        let daemon = daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        let step = |flags: &[&str]| store.step(flags).envs(client.clone()).run();
+        for _ in 0..2 {
+            step(&["--drv", &target.drv]).takes("realised", "drv-valid");
+        }
+        let output = format!("out={}", target.out());
+        step(&["--output", &output]).exits(0);
+        step(&["--attr", "a"]).takes("evaluated", "not-recorded");
+        step(&["--attr", "bad"]).fails(100, "build");
+    }
+}
+
+/// The same with any Nix, of which one that has nothing to build dies.
+#[test]
+fn a_nix_that_dies_of_its_collection_does_its_work_again_without_one() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ a = file \"a\"; slow = build \"slow\" \"read x < ROOT/pipe\"; }"
+            .replace("ROOT", store.root().to_str().unwrap())
+            .as_str(),
+    );
+    let [target, slow] = ["a", "slow"].map(|attr| store.target(attr));
+    let realises = |stand_ins: &StandIns| {
+        let calls = stand_ins.calls("nix-store").into_iter();
+        calls
+            .filter(|call| call.iter().any(|word| word == "--realise"))
+            .count()
+    };
+    let dies = "case \"$*\" in *'--option min-free 0'*) ;; *--realise*) \"$REAL\" \"$@\"; kill -SEGV $$;; esac";
+    let said = "killed by SIGSEGV while no build ran";
+    // Without a collection, it has died of something else.
+    let stand_ins = StandIns::new(store.root().join("never")).before("nix-store", dies);
+    let run = |target: &Target, stand_ins: &StandIns| {
+        store
+            .step(target.flags())
+            .env("PATH", stand_ins.path(&store))
+            .run()
+    };
+    run(&target, &stand_ins)
+        .fails(139, "signal")
+        .never_says(said);
+    // So small that no Nix here does collect.
+    store.configure("min-free = 1");
+    let stand_ins = StandIns::new(store.root().join("collects")).before("nix-store", dies);
+    let ended = run(&target, &stand_ins);
+    ended.takes("realised", "drv-valid").passes_on(said);
+    assert_eq!(realises(&stand_ins), 2);
+    // Nor is a build repeated that was under way.
+    fifo(&store.root().join("pipe"));
+    let dies = r#"case "$*" in *--realise*)
+        "$REAL" "$@" 2>"$0.said" & until grep -q '"text":"building ' "$0.said"; do :; done
+        kill -KILL $!; cat "$0.said" >&2; kill -SEGV $$;; esac"#;
+    let stand_ins = StandIns::new(store.root().join("builds")).before("nix-store", dies);
+    run(&slow, &stand_ins).fails(139, "signal").never_says(said);
+    assert_eq!(realises(&stand_ins), 1);
+}
+
 /// A script that does something in the first call of a stand-in only.
 fn on_first_call(script: &str) -> String {
     format!("if [ \"$NTH\" = 1 ]; then {script}; fi")

@@ -33,6 +33,13 @@ fn is_of_the_evaluator(signal: i32) -> bool {
         .any(|own| *own as i32 == signal)
 }
 
+/// Whether a Nix may have died because it ended while it collected, where `min-free` makes it collect: no build was under way. (See
+/// [`collecting_nothing`](super::command::collecting_nothing).)
+#[must_use]
+pub fn may_have_died_of_its_collection(ending: Ending, nix_output: &NixOutput) -> bool {
+    ending == Ending::Killed(Signal::SIGSEGV as i32) && nix_output.suspects().next().is_none()
+}
+
 /// The kernel sends SIGKILL when memory runs out, which may happen again.
 const OUT_OF_MEMORY: i32 = 9;
 
@@ -68,13 +75,14 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
         {
             Class::Build
         }
-        // 2.34 may die of this while it ends, when it has said that something could not be had.
-        Ending::Killed(signal)
-            if signal == Signal::SIGSEGV as i32
-                && of(phase, Ending::Exited(1), nix_output) == Class::Infrastructure
-                && nix_output.error.is_some() =>
-        {
-            Class::Infrastructure
+        // 2.34 may die of this while it ends, when it has said that something could not be had, or which build has failed.
+        Ending::Killed(signal) if signal == Signal::SIGSEGV as i32 => {
+            let said = of(phase, Ending::Exited(1), nix_output);
+            let is_said = match phase {
+                Phase::Building if nix_output.root_cause().is_some() => true,
+                _ => said == Class::Infrastructure && nix_output.error.is_some(),
+            };
+            if is_said { said } else { Class::Signal(signal) }
         }
         Ending::Killed(signal) => Class::Signal(signal),
         Ending::Exited(_) if phase == Phase::Copying => Class::Infrastructure,

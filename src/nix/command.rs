@@ -43,6 +43,17 @@ fn unrestricted(mut command: CommandLine) -> CommandLine {
     command
 }
 
+/// The same command, which collects nothing where `min-free` asks for that.
+///
+/// Each Nix that may write collects then, in a thread of its own, and does not wait for it in the end. 2.34.8 dies of that where it has
+/// nothing to do (SIGSEGV): after it has done it, each time, as long as the disk is so full; only without a daemon, which goes on.
+#[must_use]
+pub fn collecting_nothing(mut command: CommandLine) -> CommandLine {
+    let nothing = ["--option", "min-free", "0"];
+    command.arguments.extend(nothing.map(OsString::from));
+    command
+}
+
 /// The same command, so that it says in a form that can be read what it does ([`super::structured`]). All versions from 2.8 on
 /// take that, all programs too.
 #[must_use]
@@ -319,7 +330,7 @@ pub fn verify_signatures(
 /// Realises nothing at all: status 0 says that the store can be asked. (Measured: it connects to a daemon all the same.)
 #[must_use]
 pub fn ask_store(options: &Options) -> CommandLine {
-    command("nix-store", &["--realise"], options)
+    collecting_nothing(command("nix-store", &["--realise"], options))
 }
 
 /// Prints Nix's settings, `substituters = …` among them.
@@ -832,7 +843,10 @@ mod tests {
                 would_obtain(&both, &options),
                 format!("--realise --dry-run {DRV} {OUT} --option cores 2"),
             ),
-            (ask_store(&options), "--realise --option cores 2".into()),
+            (
+                ask_store(&options),
+                "--realise --option cores 2 --option min-free 0".into(),
+            ),
             (roots_of(&out, &[]), format!("--query --roots {OUT}")),
             (
                 closure(&[drv.as_store_path()], &[]),

@@ -42,6 +42,12 @@ impl NixSettings {
         ["true", "yes", "1"].contains(&value.as_str())
     }
 
+    /// Whether a Nix collects by itself where the disk is full.
+    #[must_use]
+    pub fn collects_when_full(&self) -> bool {
+        self.get("min-free").is_some_and(|bytes| bytes != "0")
+    }
+
     /// Whether the files of the store lie where its paths say, as far as its name tells: not with `root=` or `real=`, nor on
     /// another machine. (A daemon's files may still lie elsewhere than ours, where it runs outside our container.)
     #[must_use]

@@ -84,8 +84,7 @@ fn not_given_by(share: &TriedShare) -> &'static str {
 /// The version of a Nix that may automatically collect paths in use; none where it does not. Nix is asked for its version only
 /// where `min-free` is configured: a step without anything to build should cost one Nix process.
 fn collects_what_is_in_use(step: &mut StepRun<'_>) -> Result<Option<String>, Failure> {
-    let min_free = step.host.nix.get("min-free");
-    if min_free.is_none_or(|bytes| bytes == "0") {
+    if !step.host.nix.collects_when_full() {
         return Ok(None);
     }
     let version = step.store.version(step.supervisor)?;

@@ -4,11 +4,11 @@
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::lacking::{lacking_line, read_lacking};
+use super::rooting::{names_root, rooting_line};
 use super::{ATTEMPTS, Answer, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Failure};
@@ -86,15 +86,6 @@ pub enum RootSight {
     Unseen,
     /// It cannot be made.
     No(NoAnswer),
-}
-
-/// Whether `roots`, what Nix says that keeps a path, names this link. Through a daemon it is what the daemon sees.
-#[must_use]
-pub fn names_root(roots: &Finished, link: &Path) -> bool {
-    let ours = [link.as_os_str().as_bytes(), b" -> "].concat();
-    roots
-        .paths()
-        .any(|root| root.as_os_str().as_bytes().starts_with(&ours))
 }
 
 impl Store {
@@ -220,7 +211,7 @@ impl Store {
                 Ok(path) => path,
                 Err(why) => return Ok(RootSight::No(why)),
             };
-            let root = command::obtain(&[&path], Some(link), &[]);
+            let root = rooting_line(&path, link, &[]);
             if let Err(why) = self.printed_within(supervisor, &root)? {
                 sight = RootSight::No(why);
                 continue;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::examined::names_root;
 use super::printed::no_answer_of_nix;
+use super::rooting::{names_root, rooting_line};
 use super::{ATTEMPTS, Answer, COLLECTOR_HINT, Collection, Misses, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
@@ -94,8 +94,11 @@ impl Store {
     ) -> Result<Kept, Failure> {
         let Keeper { name, link, .. } = keeper;
         let cannot_root = || format!("cannot root {name} at {}", link.display());
+        // A `.drv` that is gone is evaluated again. A substituter that has it would send its whole closure, and one that is
+        // unreachable costs seconds before that is known.
         let store_options = self.options(supervisor)?;
-        let options = only_what_is_there(&store_options);
+        let mut options = store_options.clone();
+        options.push(("substitute".into(), "false".into()));
         let mut beside = Some(beside);
         let (mut questions, mut answers) = (Vec::new(), Vec::new());
         let mut misses = Misses::default();
@@ -218,7 +221,8 @@ impl Store {
         link: &Path,
         supervisor: &mut Supervisor,
     ) -> Result<bool, Failure> {
-        let options = only_what_is_there(&self.options(supervisor)?);
+        let mut options = self.options(supervisor)?;
+        options.push(("substitute".into(), "false".into()));
         let rooting = rooting_line(path, link, &options);
         for attempt in 1..=ATTEMPTS {
             let Answer { finished, stderr } = self.run(supervisor, &rooting)?;
@@ -261,26 +265,6 @@ impl Store {
             None => Ok(true),
         }
     }
-}
-
-/// These settings, so that Nix brings nothing to keep, and takes nothing.
-///
-/// A `.drv` that is gone is evaluated again: a substituter that has it would send its whole closure, and one that is unreachable costs
-/// seconds before that is known. And a Nix that has nothing to build ends while it still collects because of `min-free`: 2.34.8 dies of that
-/// (SIGSEGV), after it has made the root.
-fn only_what_is_there(options: &command::Options) -> command::OwnedOptions {
-    let ours = [("substitute", "false"), ("min-free", "0")];
-    let ours = ours.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    [options, &ours].concat()
-}
-
-/// The command that roots a path at `link`, if it is valid and these settings let nothing be substituted.
-pub(super) fn rooting_line(
-    path: &StorePath,
-    link: &Path,
-    options: &command::Options,
-) -> CommandLine {
-    command::obtain(&[path], Some(link), options)
 }
 
 /// The file that Nix says it has written.

@@ -255,6 +255,14 @@ impl Store {
         }
     }
 
+    /// From now on each Nix that may write collects, as where the disk is full.
+    pub(crate) fn collects_when_full(&self) {
+        for setting in ["min-free", "max-free"] {
+            self.configure(&format!("{setting} = 999999999999999"));
+        }
+        self.configure("min-free-check-interval = 0");
+    }
+
     /// A file in the working folder, with the folders above it.
     pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let file = self.work().join(name);
