@@ -1175,7 +1175,10 @@ fn where_a_full_disk_makes_nix_collect_a_step_ends_as_its_outputs_are() {
         let output = format!("out={}", target.out());
         step(&["--output", &output]).exits(0);
         step(&["--attr", "a"]).takes("evaluated", "not-recorded");
-        step(&["--attr", "bad"]).fails(100, "build");
+        let bad = step(&["--attr", "bad"]);
+        bad.fails(100, "build");
+        let drv = bad.report()["failure"]["drv"].as_str().unwrap_or_default();
+        assert!(drv.ends_with("-bad.drv"), "{bad}");
     }
 }
 
@@ -1184,7 +1187,7 @@ fn where_a_full_disk_makes_nix_collect_a_step_ends_as_its_outputs_are() {
 fn a_nix_that_dies_of_its_collection_does_its_work_again_without_one() {
     let Some(store) = Store::new() else { return };
     store.targets(
-        "{ a = file \"a\"; slow = build \"slow\" \"read x < ROOT/pipe\"; }"
+        "{ a = file \"a\"; many = with' { needs = map file [ \"b\" \"c\" ]; } \"many\" \"echo > $out\"; slow = build \"slow\" \"read x < ROOT/pipe\"; }"
             .replace("ROOT", store.root().to_str().unwrap())
             .as_str(),
     );
@@ -1196,7 +1199,7 @@ fn a_nix_that_dies_of_its_collection_does_its_work_again_without_one() {
             .count()
     };
     let dies = "case \"$*\" in *'--option min-free 0'*) ;; *--realise*) \"$REAL\" \"$@\"; kill -SEGV $$;; esac";
-    let said = "killed by SIGSEGV while no build ran";
+    let said = "killed by SIGSEGV with no build under way";
     // Without a collection, it has died of something else.
     let stand_ins = StandIns::new(store.root().join("never")).before("nix-store", dies);
     let run = |target: &Target, stand_ins: &StandIns| {
@@ -1213,6 +1216,14 @@ fn a_nix_that_dies_of_its_collection_does_its_work_again_without_one() {
     let stand_ins = StandIns::new(store.root().join("collects")).before("nix-store", dies);
     let ended = run(&target, &stand_ins);
     ended.takes("realised", "drv-valid").passes_on(said);
+    assert_eq!(realises(&stand_ins), 2);
+    // Also where it has built, several at once.
+    store.configure("max-jobs = 2");
+    let many = store.target("many");
+    let stand_ins = StandIns::new(store.root().join("has-built")).before("nix-store", dies);
+    run(&many, &stand_ins)
+        .takes("realised", "drv-valid")
+        .counts(3, 0);
     assert_eq!(realises(&stand_ins), 2);
     // Nor is a build repeated that was under way.
     fifo(&store.root().join("pipe"));

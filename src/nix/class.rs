@@ -33,11 +33,25 @@ fn is_of_the_evaluator(signal: i32) -> bool {
         .any(|own| *own as i32 == signal)
 }
 
-/// Whether a Nix may have died because it ended while it collected, where `min-free` makes it collect: no build was under way. (See
-/// [`collecting_nothing`](super::command::collecting_nothing).)
+/// How 2.34 may die while it ends.
+const DIED: Ending = Ending::Killed(Signal::SIGSEGV as i32);
+
+/// Whether a Nix has died that had said before why it fails.
+fn has_said_why_before_it_died(ending: Ending, nix_output: &NixOutput) -> bool {
+    ending == DIED && (nix_output.error.is_some() || nix_output.root_cause().is_some())
+}
+
+/// Whether a Nix has ended by itself, or was about to, and had said why, when it died.
+#[must_use]
+pub fn has_come_to_its_end(ending: Ending, nix_output: &NixOutput) -> bool {
+    matches!(ending, Ending::Exited(_)) || has_said_why_before_it_died(ending, nix_output)
+}
+
+/// Whether a Nix may have died because it ended while it collected, where `min-free` makes it collect: no build was under way, and nothing
+/// had failed. (See [`collecting_nothing`](super::command::collecting_nothing).)
 #[must_use]
 pub fn may_have_died_of_its_collection(ending: Ending, nix_output: &NixOutput) -> bool {
-    ending == Ending::Killed(Signal::SIGSEGV as i32) && nix_output.suspects().next().is_none()
+    ending == DIED && !nix_output.is_building() && !has_said_why_before_it_died(ending, nix_output)
 }
 
 /// The kernel sends SIGKILL when memory runs out, which may happen again.
@@ -76,13 +90,12 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
             Class::Build
         }
         // 2.34 may die of this while it ends, when it has said that something could not be had, or which build has failed.
-        Ending::Killed(signal) if signal == Signal::SIGSEGV as i32 => {
-            let said = of(phase, Ending::Exited(1), nix_output);
-            let is_said = match phase {
-                Phase::Building if nix_output.root_cause().is_some() => true,
-                _ => said == Class::Infrastructure && nix_output.error.is_some(),
-            };
-            if is_said { said } else { Class::Signal(signal) }
+        Ending::Killed(_)
+            if has_said_why_before_it_died(ending, nix_output)
+                && (of(phase, Ending::Exited(1), nix_output) == Class::Infrastructure
+                    || phase == Phase::Building && nix_output.root_cause().is_some()) =>
+        {
+            of(phase, Ending::Exited(1), nix_output)
         }
         Ending::Killed(signal) => Class::Signal(signal),
         Ending::Exited(_) if phase == Phase::Copying => Class::Infrastructure,

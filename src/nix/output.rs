@@ -680,6 +680,12 @@ impl NixOutput {
         self.begun.difference(&self.done).cloned()
     }
 
+    /// Whether a build has begun and not ended.
+    #[must_use]
+    pub fn is_building(&self) -> bool {
+        !self.running.is_empty()
+    }
+
     /// The build that failed last, by Nix's count, where no message names it.
     #[must_use]
     pub fn ended_badly(&self) -> Option<DrvPath> {

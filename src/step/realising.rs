@@ -101,7 +101,7 @@ impl StepRun<'_> {
                 Err(failure) => return Err(failure),
             }
             self.log.pass_on(hidden.as_bytes());
-            if let Ending::Exited(_) = finished.ending {
+            if class::has_come_to_its_end(finished.ending, &output) {
                 self.find_root_cause(&mut output, Some(drv))?;
             }
             let died_at = fixed_output_at_death(&output, |drv| DrvOutputs::read(drv).fixed);

@@ -340,13 +340,13 @@ impl<'a> StepRun<'a> {
     ) -> Result<NixRun, Failure> {
         let started = Instant::now();
         let heading = Some(heading.to_string());
-        let log = JobLog::new(&self.log, self.request.form, heading, true);
+        let log = JobLog::new(&self.log, self.request.form, heading.clone(), true);
         let mut run = self.run(line, OnStop::Term, log)?;
         if self.host.nix.collects_when_full()
             && class::may_have_died_of_its_collection(run.finished.ending, &run.output)
         {
-            self.log.say("Nix was killed by SIGSEGV while no build ran, and `min-free` makes it collect: repeated without a collection");
-            let log = JobLog::new(&self.log, self.request.form, None, true);
+            self.log.say("Nix was killed by SIGSEGV with no build under way, and `min-free` makes it collect: repeated without a collection");
+            let log = JobLog::new(&self.log, self.request.form, heading, true);
             run = self.run(
                 &command::collecting_nothing(line.clone()),
                 OnStop::Term,

@@ -18,7 +18,9 @@ use crate::buildkite::agent;
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Failure};
-use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, StoreUrl, Trouble, caches, command};
+use crate::nix::{
+    DrvPath, Evaluation, LockedFlake, StorePath, StoreUrl, Trouble, caches, class, command,
+};
 use crate::share::{ArchivePlace, ShareError};
 use crate::share_keys::Share;
 use crate::state::Roots;
@@ -332,7 +334,9 @@ fn go_available(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
         if ending.success() {
             continue;
         }
-        if let Ending::Killed(signal) = ending {
+        if let Ending::Killed(signal) = ending
+            && !class::has_come_to_its_end(ending, &run.output)
+        {
             return Err(Failure::new(
                 Class::Signal(signal),
                 format_args!("`{line}` {ending}"),

@@ -188,7 +188,7 @@ impl Store {
         }))
     }
 
-    /// The command that prints what keeps `path`, for [`names_root`].
+    /// The command that prints what keeps `path`, for `names_root`.
     #[must_use]
     pub fn roots_line(path: &StorePath, options: &command::Options) -> CommandLine {
         command::roots_of(path, options)
