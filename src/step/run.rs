@@ -342,8 +342,9 @@ impl<'a> StepRun<'a> {
         let heading = Some(heading.to_string());
         let log = JobLog::new(&self.log, self.request.form, heading.clone(), true);
         let mut run = self.run(line, OnStop::Term, log)?;
-        if self.host.nix.collects_when_full()
-            && class::may_have_died_of_its_collection(run.finished.ending, &run.output)
+        // In this order: the settings are files.
+        if class::may_have_died_of_its_collection(run.finished.ending, &run.output)
+            && self.host.nix.collects_when_full()
         {
             self.log.say("Nix was killed by SIGSEGV with no build under way, and `min-free` makes it collect: repeated without a collection");
             let log = JobLog::new(&self.log, self.request.form, heading, true);
